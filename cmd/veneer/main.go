@@ -27,7 +27,9 @@ const (
 )
 
 // commands are the parts of the command line, one file each.
-var commands = []func(*app) *cobra.Command{}
+var commands = []func(*app) *cobra.Command{
+	newVersionCmd,
+}
 
 // app is what every command starts from.
 type app struct {

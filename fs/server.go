@@ -1,0 +1,120 @@
+package fs
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// The rungs of the I/O ladder.
+const (
+	// IOAuto starts on the cached rung: it is the one that has none of overlayfs's quirks.
+	IOAuto = "auto"
+	// IOCached serves all reads and writes through the server and the kernel's page cache, without OPEN and RELEASE.
+	IOCached = "cached"
+	// IOPassthrough lets the kernel read and write the files that are complete on this host by itself. It needs Linux 6.9,
+	// CAP_SYS_ADMIN and a Backend with Passthrough; without one of them the mount is on the cached rung.
+	IOPassthrough = "passthrough"
+)
+
+// Options of a Server.
+type Options struct {
+	IO  string       // IOAuto when empty
+	Log *slog.Logger // nothing is logged when nil
+	// Device is the mount's "MAJ:MIN" (MountDevice); if given, its read-ahead is raised.
+	Device string
+}
+
+// A Server answers the requests of one mount.
+type Server struct {
+	fuse *os.File // asked whether the connection lives; go-fuse reads a copy of its own
+	loop *fuse.Server
+	wire *wire
+}
+
+// maxBackground bounds the READs that the kernel sends ahead of any reader: each may hold maxRequest bytes here.
+const maxBackground = 16
+
+// NewServer takes fuse over, a descriptor that MountFD has mounted, here or in another process, and answers INIT.
+// It serves nothing else before Serve.
+func NewServer(fuse *os.File, b Backend, o Options) (*Server, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{fuse: fuse}
+	s.wire = newWire(b, o.Log)
+	s.wire.dead = func() bool { return connectionDead(int(fuse.Fd())) }
+	if err := s.start(o); err != nil {
+		fuse.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) start(o Options) error {
+	switch o.IO {
+	case "", IOAuto, IOCached, IOPassthrough:
+	default:
+		return fmt.Errorf("choose I/O mode: %q is none of auto, passthrough, cached", o.IO)
+	}
+	// go-fuse closes the number that it is given, so it gets one of its own.
+	fd, err := unix.FcntlInt(s.fuse.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", s.fuse.Name(), err)
+	}
+	if s.loop, err = fuse.NewServer(s.wire, fmt.Sprintf("/dev/fd/%d", fd), mountOptions(o)); err != nil {
+		return fmt.Errorf("serve %s: %w", s.fuse.Name(), err)
+	}
+	if o.Device != "" {
+		if err := TuneReadAhead(o.Device); err != nil {
+			o.Log.Warn("reads stay small", "err", err)
+		}
+	}
+	return nil
+}
+
+// Serve answers until the mount is gone.
+func (s *Server) Serve() error {
+	s.loop.Serve()
+	if err := s.fuse.Close(); err != nil {
+		return fmt.Errorf("close %s: %w", s.fuse.Name(), err)
+	}
+	return nil
+}
+
+// Stats returns what has been counted so far.
+func (s *Server) Stats() Stats { return s.wire.stats() }
+
+func mountOptions(o Options) *fuse.MountOptions {
+	return &fuse.MountOptions{
+		MaxWrite:      maxRequest,
+		MaxReadAhead:  maxRequest,
+		MaxBackground: maxBackground,
+		// Nobody else changes the tree: what the kernel has cached is right until it changes it itself.
+		ExplicitDataCacheControl: true,
+		EnableSymlinkCaching:     true,
+		// A 1 MiB reply does not fit a 1 MiB pipe with its header, and every try is logged.
+		DisableSplice: true,
+		// KILLPRIV_V2: without it every write asks for security.capability first.
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_ASYNC_DIO,
+		// A stack depth that is not needed is one that overlayfs on top of us lacks.
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
+		PanicHandler: func(p any) fuse.Status {
+			o.Log.Error("panic in a request", "panic", p, "stack", strings.TrimSpace(string(debug.Stack())))
+			return fuse.EIO
+		},
+	}
+}
+
+func newWire(b Backend, log *slog.Logger) *wire {
+	w := &wire{RawFileSystem: fuse.NewDefaultRawFileSystem(), b: b, log: log}
+	w.start = time.Now()
+	return w
+}

@@ -1,0 +1,91 @@
+package fs
+
+import (
+	"errors"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/veneerfs/veneer/unionfs"
+)
+
+// The operations on names.
+
+// Lookup implements fuse.RawFileSystem. That a name is missing is an answer too, and kept like one (node 0).
+func (w *wire) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	w.count(opLookup)
+	a, err := w.b.Lookup(inoOf(in.NodeId), name)
+	if errors.Is(err, syscall.ENOENT) {
+		*out = fuse.EntryOut{EntryValid: forever}
+		return fuse.OK
+	}
+	return w.made(&a, err, "LOOKUP", in.NodeId, out)
+}
+
+// made answers with the inode that an operation found or made.
+func (w *wire) made(a *unionfs.Attr, err error, op string, node uint64, out *fuse.EntryOut) fuse.Status {
+	if err != nil {
+		return w.status(err, op, node)
+	}
+	w.entry(a, out)
+	return fuse.OK
+}
+
+// Mknod implements fuse.RawFileSystem. The kernel has applied the umask.
+func (w *wire) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	w.count(opMknod)
+	a, err := w.b.Mknod(inoOf(in.NodeId), name, in.Mode, uint64(in.Rdev), owner(&in.InHeader))
+	return w.made(&a, err, "MKNOD", in.NodeId, out)
+}
+
+// Mkdir implements fuse.RawFileSystem.
+func (w *wire) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	w.count(opMkdir)
+	a, err := w.b.Mkdir(inoOf(in.NodeId), name, in.Mode&07777, owner(&in.InHeader))
+	return w.made(&a, err, "MKDIR", in.NodeId, out)
+}
+
+// Symlink implements fuse.RawFileSystem.
+func (w *wire) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	w.count(opSymlink)
+	a, err := w.b.Symlink(inoOf(in.NodeId), name, target, owner(in))
+	return w.made(&a, err, "SYMLINK", in.NodeId, out)
+}
+
+// Link implements fuse.RawFileSystem.
+func (w *wire) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	w.count(opLink)
+	a, err := w.b.Link(inoOf(in.Oldnodeid), inoOf(in.NodeId), name)
+	return w.made(&a, err, "LINK", in.NodeId, out)
+}
+
+// Readlink implements fuse.RawFileSystem.
+func (w *wire) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	w.count(opReadlink)
+	target, err := w.b.Readlink(inoOf(in.NodeId))
+	if err != nil {
+		return nil, w.status(err, "READLINK", in.NodeId)
+	}
+	return []byte(target), fuse.OK
+}
+
+// Unlink implements fuse.RawFileSystem.
+func (w *wire) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	w.count(opUnlink)
+	return w.status(w.b.Unlink(inoOf(in.NodeId), name), "UNLINK", in.NodeId)
+}
+
+// Rmdir implements fuse.RawFileSystem.
+func (w *wire) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	w.count(opRmdir)
+	return w.status(w.b.Rmdir(inoOf(in.NodeId), name), "RMDIR", in.NodeId)
+}
+
+// Rename implements fuse.RawFileSystem; RENAME2 comes here too, with flags.
+func (w *wire) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	w.count(opRename)
+	err := w.b.Rename(inoOf(in.NodeId), oldName, inoOf(in.Newdir), newName, in.Flags)
+	return w.status(err, "RENAME", in.NodeId)
+}
+
+func owner(in *fuse.InHeader) unionfs.Owner { return unionfs.Owner{UID: in.Uid, GID: in.Gid} }

@@ -36,7 +36,8 @@ test: ## all tests, as root: what they need from Debian is installed by .ci/deps
 	GO=$(GO) .ci/test
 
 bench: build ## the comparisons of bench/, whose tables they write anew
-	$(GO) run ./bench/report
+	.ci/deps --bench
+	$(GO) run ./bench -o bench/report.md
 
 clean: ## remove bin/
 	rm -rf bin

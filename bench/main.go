@@ -1,0 +1,95 @@
+// Command bench measures veneer against what it must hold against, and draws the report.
+//
+//	go run ./bench [flags] [coldstart] [start] [tree]     one or some; all without a name
+//
+// It needs root and the Debian packages that `.ci/deps --bench` installs. Without flags it measures an image that it
+// builds from the programs of this machine. With CORPUS_DIR set it takes $CORPUS_DIR/estargz/NAME (an OCI layout, tag
+// plain) and $CORPUS_DIR/hello/NAME.json, where -name says NAME; -image and -hello name any other image and task.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// workload is one thing that bench measures.
+type workload struct {
+	name string
+	run  func(context.Context, *lab) (section, error)
+}
+
+// workloads are what bench can measure. Each returns its part of the report; an error is a bound that does not hold,
+// or a measurement that could not be made.
+var workloads = []workload{
+	{"coldstart", coldstart},
+	{"start", start},
+	{"tree", tree},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) (err error) {
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	o := options{}
+	fs.StringVar(&o.veneer, "veneer", "bin/veneer", "the binary under test")
+	fs.StringVar(&o.image, "image", "", "the image, as skopeo names it (oci:DIR:TAG, docker://REF)")
+	fs.StringVar(&o.hello, "hello", "", "the task: a JSON `file` with args, env, cwd, ready")
+	fs.StringVar(&o.name, "name", "python", "the image of CORPUS_DIR")
+	fs.IntVar(&o.runs, "runs", 21, "starts of each runtime")
+	report := fs.String("o", "", "also write the report to `file`")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if err := known(fs.Args()); err != nil {
+		return err
+	}
+	l, err := newLab(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+
+	var sections []section
+	var failed error
+	for _, w := range workloads {
+		if fs.NArg() > 0 && !slices.Contains(fs.Args(), w.name) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s\n", w.name)
+		s, err := w.run(ctx, l)
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", w.name, err))
+		}
+		sections = append(sections, s)
+	}
+	text := render(l, sections)
+	fmt.Print(text)
+	if *report != "" {
+		err = os.WriteFile(filepath.Clean(*report), []byte(text), 0o644)
+	}
+	return errors.Join(failed, err)
+}
+
+func known(names []string) error {
+	for _, n := range names {
+		if !slices.ContainsFunc(workloads, func(w workload) bool { return w.name == n }) {
+			return fmt.Errorf("no workload %q", n)
+		}
+	}
+	return nil
+}

@@ -143,53 +143,55 @@ func resolve(ctx context.Context, src source, ref Reference, p Platform) (*Image
 			return nil, err
 		}
 	}
-	img, vouched, err := descend(ctx, src, ref, p, raw, mediaType)
+	img, err := descend(ctx, src, ref, p, raw, mediaType)
 	if err != nil {
 		return nil, err
 	}
 	if err := addConfig(ctx, src, img); err != nil {
 		return nil, err
 	}
-	if !vouched {
-		if err := img.checkPlatform(p); err != nil {
-			return nil, err
-		}
+	if img.Platform == (Platform{}) {
+		img.Platform = platformOf(&img.Config.Platform)
+		return img, img.checkPlatform(p)
 	}
 	return img, nil
 }
 
-// descend goes through indexes to the manifest for p. vouched means that an index said that it is for p.
-func descend(ctx context.Context, src source, ref Reference, p Platform, raw []byte, mediaType string) (img *Image, vouched bool, err error) {
+// descend goes through indexes to the manifest for p. The image has a platform if an index said so.
+func descend(ctx context.Context, src source, ref Reference, p Platform, raw []byte, mediaType string) (*Image, error) {
 	var index digest.Digest
+	var vouched Platform
 	for depth := 0; ; depth++ {
 		d, err := parseDocument(raw, mediaType)
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		if !d.isIndex() {
 			img, err := newImage(ref, raw, d)
 			if err != nil {
-				return nil, false, err
+				return nil, err
 			}
-			img.Index = index
-			return img, vouched, nil
+			img.Index, img.Platform = index, vouched
+			return img, nil
 		}
 		if depth == maxIndexDepth {
-			return nil, false, imageErrorf("the image's index is nested more than %d deep", maxIndexDepth)
+			return nil, imageErrorf("the image's index is nested more than %d deep", maxIndexDepth)
 		}
 		next, err := d.pick(p)
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		if index == "" {
 			index = digest.FromBytes(raw)
 		}
-		vouched = vouched || next.Platform != nil
+		if next.Platform != nil {
+			vouched = platformOf(next.Platform)
+		}
 		if raw, mediaType, err = src.manifest(ctx, next); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		if err := verify("the manifest", raw, next.Digest); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
 }

@@ -10,6 +10,7 @@ type Image struct {
 	Ref      Reference
 	Manifest digest.Digest // of the platform's manifest
 	Index    digest.Digest // of the index it was picked from, or ""
+	Platform Platform      // which it is for, by the index, else by the config
 
 	RawManifest []byte // as the registry has it; sha256 is Manifest
 	RawConfig   []byte // as the registry has it; sha256 is what the manifest says

@@ -244,7 +244,7 @@ func (img *Image) setConfig(raw []byte) error {
 // checkPlatform is for an image that no index vouches for: what its config says must do for p. Variants are left
 // alone, since configs seldom tell them right.
 func (img *Image) checkPlatform(p Platform) error {
-	have := platformOf(&img.Config.Platform)
+	have := img.Platform
 	same := have.OS == p.OS && have.Architecture == p.Architecture
 	if p == AnyPlatform || have.OS == "" || have.Architecture == "" || same {
 		return nil

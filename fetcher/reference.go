@@ -212,5 +212,11 @@ func (r Reference) Tag() string { return r.tag }
 // Digest returns the digest that the reference asks for, or "".
 func (r Reference) Digest() digest.Digest { return r.digest }
 
+// WithDigest returns the reference to exactly the image with that manifest, or index, whatever the tag means later.
+func (r Reference) WithDigest(d digest.Digest) Reference {
+	r.digest = d
+	return r
+}
+
 // Path returns the directory of a KindLayout, the file of a KindArchive, else "".
 func (r Reference) Path() string { return r.path }

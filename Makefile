@@ -1,9 +1,12 @@
 # What each target does is in the comment after it: `make help` prints them. GO may name another go command.
-GO ?= go
+export GO ?= go
 PREFIX ?= /usr/local
 
 # The tag, or the commit where there is none, and "-dirty" with uncommitted changes; "devel" outside a git checkout.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+# Containers and mounts need root: whoever is not is asked for a password, after the build. PATH is kept, so that go is found.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$$PATH")
 
 .DEFAULT_GOAL := build
 
@@ -14,14 +17,15 @@ help: ## print this list
 # -trimpath      no paths of the machine that builds it in the binary
 # -s -w          no symbol table and no DWARF: a third smaller; panics keep their function names and lines
 # -X             what `veneer version` prints
+# -buildvcs      off: go would ask git the same again, and fail where the checkout belongs to somebody else
 build: ## a static binary in bin/veneer
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/veneer ./cmd/veneer
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/veneer ./cmd/veneer
 
 install: build ## bin/veneer to $(PREFIX)/bin
 	install -D -m 755 bin/veneer $(DESTDIR)$(PREFIX)/bin/veneer
 
-demo: build ## run an image of 300 MB over a slow link, as root, leaving nothing behind
-	bin/veneer demo
+demo: build ## run an image of 300 MB over a slow link, leaving nothing behind
+	$(SUDO) bin/veneer demo
 
 # gofmt -l       lists what is not formatted; any line is a failure
 # staticcheck    at the version that go.mod names, built by go itself
@@ -31,13 +35,13 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) tool staticcheck ./...
 
 # The stages, each with its reason, are in .ci/test.
-test: ## all tests, as root: what they need from Debian is installed by .ci/deps when missing
-	.ci/deps
-	GO=$(GO) .ci/test
+test: ## all tests; .ci/deps installs what they need from Debian when it is missing
+	$(SUDO) .ci/deps
+	$(SUDO) .ci/test
 
-bench: build ## the comparisons of bench/, whose tables they write anew
-	.ci/deps --bench
-	$(GO) run ./bench -o bench/report.md
+bench: build ## the comparisons of bench/; writes bench/report.md
+	$(SUDO) .ci/deps --bench
+	$(SUDO) $(GO) run ./bench -o bench/report.md
 
 clean: ## remove bin/
 	rm -rf bin

@@ -155,11 +155,10 @@ func checkContent(l *Layer, c *Content) error {
 		return fmt.Errorf("size %d is out of range", c.Size)
 	}
 	if l.Format == FormatDir {
-		if c.Path == "" || len(c.Chunks) > 0 {
-			return errors.New("a file of a directory has a path and no chunks")
+		if len(c.Chunks) > 0 {
+			return errors.New("a file of a directory has no chunks")
 		}
-		_, err := splitPath(c.Path)
-		return err
+		return checkHostPath(c.Path)
 	}
 	if c.Path != "" {
 		return errors.New("only a file of a directory has a path")
@@ -175,6 +174,19 @@ func checkContent(l *Layer, c *Content) error {
 		return nil
 	}
 	return checkChunks(l, c)
+}
+
+// checkHostPath checks a path below a FormatDir layer: it must be clean, so that it leads nowhere else.
+func checkHostPath(path string) error {
+	if len(path) > maxPath || strings.IndexByte(path, 0) >= 0 {
+		return fmt.Errorf("%.300q can't be the path of a file", path)
+	}
+	for name := range strings.SplitSeq(path, "/") {
+		if name == "" || name == "." || name == ".." || len(name) > maxName {
+			return fmt.Errorf("%.300q can't be the path of a file", path)
+		}
+	}
+	return nil
 }
 
 // checkChunks checks that the chunks are the whole file, in order, and lie in the blob.

@@ -205,19 +205,19 @@ const (
 
 // whiteout hides what lower layers have at the place of a whiteout or of an opaque mark.
 func (b *Builder) whiteout(p path) error {
+	name := p.base[len(whiteoutPrefix):]
+	if name == "" || name == "." || name == ".." {
+		return errors.New("the whiteout hides nothing that could have a name")
+	}
 	dir, missing, err := b.walk(p.dir)
 	if err != nil || len(missing) > 0 {
 		return err
 	}
 	if p.base == opaqueName {
 		b.hideIn(dir)
-		return nil
+	} else {
+		b.hide(dir, name)
 	}
-	name := p.base[len(whiteoutPrefix):]
-	if name == "" || name == "." || name == ".." {
-		return errors.New("the whiteout hides nothing that could have a name")
-	}
-	b.hide(dir, name)
 	return nil
 }
 

@@ -1,0 +1,43 @@
+// Package cow is the writable layer of a container: the image tree and what the container changed, as one tree.
+//
+// # Delta
+//
+// What the container changed is a delta over inodes. An image inode that was never changed has no memory here and is
+// answered from the tree. One that was has a node: its attributes; for a directory the entries that differ; for a
+// file the runs that are in its data object, while the rest is still the image's. Inode numbers never change and are
+// never used twice, also not after a restart.
+//
+// # State directory
+//
+//	lock         flock: one server at a time
+//	checkpoint   the delta as it was at some record
+//	journal.N    the records since; N grows by one with every checkpoint
+//	data/X/Y     the data object of inode Y (hex, X is Y/4096): a sparse file with bytes at the offsets of the file's
+//
+// Journal and checkpoint begin with a header and are a sequence of frames (drawn in journal.go), each with length,
+// CRC32C and sequence number; a frame's payload is a list of changes (record.go). Numbers are little-endian.
+// A version that is newer than ours is refused (*VersionError), as is another image's state (*TreeError).
+//
+// # What was answered is kept
+//
+// An operation is one record: first its bytes are in the data object, then its record in the journal, then it is true
+// in memory, then it is answered. The page cache outlives a killed server, so a new one finds what was answered, and
+// at most the one operation more that was under way. Fsync puts the file's data object and then the journal on stable
+// storage. A record that the disk has no room for is cut off again, the operation fails, and nothing has changed.
+//
+// A torn tail of the journal (an append that was cut short) is cut off silently. Damage anywhere else is refused with
+// its place (*DamageError).
+//
+// # Locks
+//
+// In this order; no lock is held over Contents, which may wait for the network:
+//
+//	data (by inode)  held by a change of content, over the data object and the record
+//	op               held by every change of the delta, over its checks, the journal and the change in memory: changes
+//	                 are made in the order of their records. Who has op may read the delta without st
+//	st               for reading: to look at the delta, briefly. For writing, under op: to change it in memory, never
+//	                 over I/O. So readers never wait for the disk
+//	jmu, journal.mu, objects.mu   innermost
+//
+// The contract of each operation (what holds before, after, and after a crash) is in its comment.
+package cow

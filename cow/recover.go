@@ -1,0 +1,148 @@
+package cow
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+)
+
+// recover brings the delta back: the checkpoint, then every journal from the generation it names on, then what the
+// death of a server leaves to do.
+func (f *FS) recover() error {
+	gen, err := f.loadCheckpoint()
+	if err != nil {
+		return err
+	}
+	gens, err := journals(f.disk)
+	if err != nil {
+		return err
+	}
+	for len(gens) > 0 && gens[0] < gen {
+		// The checkpoint has it: a crash came before it was removed.
+		if err := f.disk.remove(journalName(gens[0])); err != nil {
+			return err
+		}
+		gens = gens[1:]
+	}
+	seq := f.checkpointAt
+	for i, g := range gens {
+		if seq, err = f.replay(g, seq, i == len(gens)-1); err != nil {
+			return err
+		}
+	}
+	if f.journal == nil {
+		if f.journal, err = createJournal(f.disk, f.treeID, gen, seq); err != nil {
+			return err
+		}
+	}
+	if err := f.recoverBackings(); err != nil {
+		return err
+	}
+	return f.endOrphans()
+}
+
+// journals lists the generations that are there.
+func journals(d *disk) ([]uint64, error) {
+	names, err := filepath.Glob(d.path("journal.*"))
+	if err != nil {
+		return nil, err
+	}
+	var gens []uint64
+	for _, name := range names {
+		gen, err := strconv.ParseUint(strings.TrimPrefix(filepath.Base(name), "journal."), 10, 64)
+		if err == nil {
+			gens = append(gens, gen)
+		}
+	}
+	sort.Slice(gens, func(i, j int) bool { return gens[i] < gens[j] })
+	return gens, nil
+}
+
+// replay applies the records of a journal after seq, and returns the last one's number. The last journal is
+// opened to go on with, and may have a torn tail.
+func (f *FS) replay(gen, seq uint64, last bool) (uint64, error) {
+	name := journalName(gen)
+	b, err := readWhole(f.disk, name)
+	if err != nil {
+		return 0, err
+	}
+	h, err := decodeHeader(b, name, journalMagic, f.treeID)
+	if err != nil {
+		return 0, err
+	}
+	if h.gen != gen || h.seq > seq {
+		return 0, &DamageError{name, 32, fmt.Sprintf("it continues record %d of generation %d, not %d of %d", h.seq, h.gen, seq, gen)}
+	}
+	at := h.seq
+	end, err := readFrames(b, name, &h, last, func(s uint64, payload []byte) error {
+		at = s
+		if s <= seq {
+			return nil
+		}
+		return f.apply(payload)
+	})
+	if err != nil {
+		return 0, err
+	}
+	if !last {
+		return max(seq, at), nil
+	}
+	if at < seq {
+		return 0, &DamageError{name, end, fmt.Sprintf("it ends with record %d, and the checkpoint has %d", at, seq)}
+	}
+	return at, f.resume(&h, name, at, end, int64(len(b)))
+}
+
+// resume opens the last journal for more records, without its torn tail.
+func (f *FS) resume(h *header, name string, seq uint64, end, size int64) error {
+	file, err := f.disk.open(name, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	if end < size {
+		f.opts.Log.Debug("cut a torn tail", "file", name, "at", end, "bytes", size-end)
+		if err := f.disk.truncate("cut torn tail", file, end); err != nil {
+			file.Close()
+			return err
+		}
+	}
+	f.journal = &journal{disk: f.disk, name: name, file: file, gen: h.gen, sum: saltSum(h.salt), off: end, seq: seq}
+	return nil
+}
+
+// loadCheckpoint applies the checkpoint, if there is one, and returns the generation of the first journal after it.
+func (f *FS) loadCheckpoint() (gen uint64, err error) {
+	b, err := readWhole(f.disk, checkpointName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 1, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	h, err := decodeHeader(b, checkpointName, checkpointMagic, f.treeID)
+	if err != nil {
+		return 0, err
+	}
+	if err := f.readCheckpoint(b, &h); err != nil {
+		return 0, err
+	}
+	f.checkpointAt, f.checkpointed = h.seq, int64(len(b))
+	return h.gen, nil
+}
+
+// endOrphans ends the inodes without a name: nobody can have them open any more.
+func (f *FS) endOrphans() error {
+	for _, n := range f.nodes {
+		if n.nlink == 0 {
+			if err := f.end(n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

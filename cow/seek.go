@@ -1,0 +1,157 @@
+package cow
+
+import (
+	"context"
+	"math"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Lseek finds data or a hole. What is the image's counts as data.
+func (f *FS) Lseek(ino Ino, off int64, whence int) (int64, error) {
+	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
+		return 0, syscall.EINVAL
+	}
+	if off < 0 {
+		return 0, syscall.ENXIO
+	}
+	if err := f.fold(ino); err != nil {
+		return 0, err
+	}
+	for pos := off; ; {
+		where, length, err := f.segment(ino, pos)
+		if err != nil {
+			return 0, err
+		}
+		if length == 0 { // the end of the file, which counts as a hole
+			if whence == unix.SEEK_HOLE && pos > off {
+				return pos, nil
+			}
+			return 0, syscall.ENXIO
+		}
+		at := pos
+		switch {
+		case where == inObject:
+			at, err = f.seekObject(ino, pos, pos+length, whence)
+		case whence == unix.SEEK_HOLE:
+			at = pos + length
+		}
+		if err != nil {
+			return 0, err
+		}
+		if at < pos+length {
+			return at, nil
+		}
+		pos += length
+	}
+}
+
+// seekObject finds data or a hole in [pos,end) of a data object; end says there is none.
+func (f *FS) seekObject(ino Ino, pos, end int64, whence int) (int64, error) {
+	hole := pos // where there is no object there is no data
+	if whence == unix.SEEK_DATA {
+		hole = end
+	}
+	o, err := f.objs.get(ino, false)
+	if err != nil || o == nil {
+		return hole, err
+	}
+	defer f.objs.put(o)
+	at, err := unix.Seek(o.fd, pos, whence)
+	if err == unix.ENXIO { // the object is shorter than the file
+		return hole, nil
+	}
+	return min(at, end), err
+}
+
+// Fallocate reserves, zeroes or gives back space of [off,off+length).
+//
+//	before: the inode is a regular file.
+//	after:  mode 0 and FALLOC_FL_KEEP_SIZE: the host has room for the range. PUNCH_HOLE and ZERO_RANGE: it reads as
+//	        zeros. Without KEEP_SIZE the file is at least off+length long; what it gained is zeros. mtime and ctime
+//	        are now.
+//	crash:  before the record: old size; zeros or the old bytes where they were ours, old bytes where the image's.
+//
+// EOPNOTSUPP: another mode, or one that the host's file system does not have.
+func (f *FS) Fallocate(_ context.Context, ino Ino, mode uint32, off, length int64) error {
+	switch {
+	case f.ro:
+		return syscall.EROFS
+	case off < 0 || length <= 0:
+		return syscall.EINVAL
+	case off > math.MaxInt64-length:
+		return syscall.EFBIG
+	}
+	const keep, punch, zero = unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_PUNCH_HOLE, unix.FALLOC_FL_ZERO_RANGE
+	switch mode {
+	case 0, keep, keep | punch, zero, keep | zero:
+	default:
+		return syscall.EOPNOTSUPP
+	}
+	lock := f.dataLock(ino)
+	lock.Lock()
+	defer lock.Unlock()
+	if err := f.fold(ino); err != nil {
+		return err
+	}
+	size, err := f.sizeOf(ino)
+	if err == syscall.EINVAL {
+		err = syscall.ENODEV
+	}
+	if err != nil {
+		return err
+	}
+	grown := size
+	if mode&keep == 0 {
+		grown = max(size, off+length)
+	}
+	if err := f.allocObject(ino, mode, off, length, size, grown); err != nil {
+		return err
+	}
+	return f.allocated(ino, mode&(punch|zero) != 0, off, off+length, size, grown)
+}
+
+// allocObject is Fallocate for the data object. It needs the data lock.
+func (f *FS) allocObject(ino Ino, mode uint32, off, length, size, grown int64) error {
+	o, err := f.objs.get(ino, true)
+	if err != nil {
+		return err
+	}
+	defer f.objs.put(o)
+	if err := o.trim(size); err != nil {
+		return err
+	}
+	if err := f.disk.step("allocate in data object"); err != nil {
+		return err
+	}
+	f.objs.markDirty(ino)
+	// The object's size is set apart: it may be shorter than the file's.
+	if err := unix.Fallocate(o.fd, mode|unix.FALLOC_FL_KEEP_SIZE, off, length); err != nil {
+		return err
+	}
+	if grown > size {
+		return o.setSize(grown)
+	}
+	return nil
+}
+
+// allocated is the record of Fallocate.
+func (f *FS) allocated(ino Ino, zeroed bool, off, end, size, grown int64) error {
+	t, err := f.begin()
+	if err != nil {
+		return err
+	}
+	defer t.end()
+	// Only what is zero now is ours: a range that is merely reserved still shows the image's bytes.
+	from, to := size, grown
+	if zeroed {
+		from, to = min(off, grown), min(end, grown)
+	}
+	if from > size { // zeros up to there
+		from = size
+	}
+	t.data(ino, from, max(0, to-from), true)
+	t.dropCapability(ino)
+	return t.commit()
+}

@@ -134,21 +134,31 @@ func (f *FS) openWritten(ino Ino) (_ *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	_, seen, err := (&backing{file: own}).stat()
+	b := &backing{file: own, writers: 1}
+	f.setBacking(ino, b) // before flagBacking is: who sees that finds the file
+	_, seen, err := b.stat()
 	if err == nil {
 		t.tag(tagBacking, ino)
 		t.time(seen)
 		err = t.commit()
 	}
 	if err != nil {
+		f.setBacking(ino, nil)
 		own.Close()
 		return nil, fmt.Errorf("open data object %d for writing: %w", ino, err)
 	}
+	return file, nil
+}
+
+// setBacking needs op.
+func (f *FS) setBacking(ino Ino, b *backing) {
 	f.st.Lock()
 	defer f.st.Unlock()
-	b := f.backings[ino]
-	b.file, b.writers = own, 1
-	return file, nil
+	if b == nil {
+		delete(f.backings, ino)
+	} else {
+		f.backings[ino] = b
+	}
 }
 
 // CloseBacking ends what OpenBacking began. The last writer's size and mtime become the file's.
@@ -182,10 +192,9 @@ func (t *tx) closeBacking(ino Ino, b *backing) error {
 	if err := t.commit(); err != nil {
 		return err
 	}
-	t.f.st.Lock()
-	defer t.f.st.Unlock()
-	b.close()
-	delete(t.f.backings, ino)
+	t.f.setBacking(ino, nil)
+	b.close() // nobody looks at it without st and an entry in backings
+	t.f.objs.markDirty(ino)
 	return nil
 }
 

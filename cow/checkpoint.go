@@ -16,56 +16,121 @@ const (
 	checkpointTmp  = "checkpoint.tmp"
 )
 
-// maybeCheckpoint compacts a journal that has grown long. It needs op.
-func (f *FS) maybeCheckpoint() {
-	if f.journal.size() < max(f.opts.CheckpointBytes, 2*f.checkpointed) {
-		return
-	}
-	if err := f.checkpoint(); err != nil {
-		// Nothing is lost, the journal just goes on. Try again when it has grown by as much once more.
-		f.checkpointed = f.journal.size()
-		f.opts.Log.Warn("the journal is not compacted", "error", err)
-	}
-}
-
-// checkpoint writes the delta as it is and starts a new journal. It needs op.
+// A checkpoint replaces the journal by the delta that it led to.
 //
 //	before:  checkpoint C, journal.N
-//	1 write  checkpoint.tmp: all of the delta, "continue with journal.N+1"; fsync
-//	2 create journal.N+1, empty: it continues journal.N, and takes all records from here on
-//	3 rename checkpoint.tmp to checkpoint; fsync of the directory     <- from here on the new one counts
+//	0 fsync  journal.N, first while operations go on, then what has come since under op: so that from here on only
+//	         the last journal can have a torn tail
+//	1 write  checkpoint.tmp: all of the delta, "continue with journal.N+1"
+//	2 create journal.N+1, empty: it continues journal.N, and takes all records from here on. op is given up
+//	3 fsync  checkpoint.tmp, rename it to checkpoint, fsync the directory     <- from here on the new one counts
 //	4 remove journal.N
 //
 // A crash, or an error, before 2 is done leaves C and journal.N; before 3, C and both journals, which is the same
 // state; after it, the new checkpoint and a journal.N that recovery, or the next checkpoint, removes.
-func (f *FS) checkpoint() error {
-	old := f.journal
-	size, err := f.writeCheckpoint(old.gen+1, old.seq)
-	if err != nil {
-		return fmt.Errorf("write checkpoint: %w", err)
+
+// maybeCheckpoint begins to compact a journal that has grown long. It needs op.
+func (f *FS) maybeCheckpoint() {
+	if f.compacting || f.closed || f.journal.size() < f.checkpointDue {
+		return
 	}
-	next, err := createJournal(f.disk, f.treeID, old.gen+1, old.seq)
+	f.compacting = true
+	f.compactor.Add(1)
+	go f.compact()
+}
+
+func (f *FS) compact() {
+	defer f.compactor.Done()
+	err := f.syncJournal()
+	f.op.Lock()
+	defer f.op.Unlock()
+	f.compacting = false
+	if err == nil && !f.closed {
+		var c *checkpoint
+		if c, err = f.startCheckpoint(); err == nil {
+			f.compacting = true
+			f.op.Unlock()
+			err = c.publish()
+			f.op.Lock()
+			f.compacting = false
+			f.endCheckpoint(c, err)
+		}
+	}
+	if err != nil {
+		// Nothing is lost, the journal just goes on.
+		f.checkpointDue = f.journal.size() + f.opts.CheckpointBytes
+		f.opts.Log.Warn("the journal is not compacted", "error", err)
+	}
+}
+
+// checkpoint is one on its way.
+type checkpoint struct {
+	disk *disk
+	file *os.File // checkpoint.tmp, written
+	size int64
+	gen  uint64 // of the first journal that is not in it
+	seq  uint64 // of the last record that is
+}
+
+// checkpoint writes one from beginning to end. It needs op.
+func (f *FS) checkpoint() error {
+	c, err := f.startCheckpoint()
 	if err != nil {
 		return err
 	}
-	err = f.disk.rename(checkpointTmp, checkpointName)
-	if err == nil {
-		err = f.disk.syncDir(".")
+	err = c.publish()
+	f.endCheckpoint(c, err)
+	return err
+}
+
+// startCheckpoint is steps 0 to 2. It needs op.
+func (f *FS) startCheckpoint() (*checkpoint, error) {
+	old := f.journal
+	lost := old.sync()
+	c := &checkpoint{disk: f.disk, gen: old.gen + 1, seq: old.seq}
+	if err := f.writeCheckpoint(c); err != nil {
+		return nil, fmt.Errorf("write checkpoint: %w", err)
 	}
+	next, err := createJournal(f.disk, f.treeID, c.gen, c.seq)
 	if err != nil {
-		next.failed = old.sync() // it still counts, and an fsync will not reach it any more
-	} else {
-		next.named = true
-		f.checkpointed, f.checkpointAt = size, old.seq
+		c.file.Close()
+		return nil, err
 	}
+	next.failed = lost // until the checkpoint makes up for it
 	f.jmu.Lock()
 	f.journal = next
 	f.jmu.Unlock()
 	old.retire()
+	return c, nil
+}
+
+// publish is steps 3 and 4. It needs no lock.
+func (c *checkpoint) publish() error {
+	err := c.disk.sync("sync checkpoint", c.file)
+	c.file.Close()
+	if err == nil {
+		err = c.disk.rename(checkpointTmp, checkpointName)
+	}
+	if err == nil {
+		err = c.disk.syncDir(".")
+	}
+	if err == nil {
+		err = removeJournals(c.disk, c.gen)
+	}
 	if err != nil {
 		return fmt.Errorf("publish checkpoint: %w", err)
 	}
-	return removeJournals(f.disk, next.gen)
+	return nil
+}
+
+// endCheckpoint takes note of one that is published, or is not. It needs op.
+func (f *FS) endCheckpoint(c *checkpoint, err error) {
+	if err != nil {
+		return
+	}
+	f.journal.recovered()
+	f.checkpointAt = c.seq
+	f.checkpointDue = max(f.opts.CheckpointBytes, 2*c.size)
 }
 
 // removeJournals removes all generations before gen.
@@ -85,15 +150,13 @@ func removeJournals(d *disk, gen uint64) error {
 	return nil
 }
 
-// writeCheckpoint writes checkpoint.tmp and returns its length.
-func (f *FS) writeCheckpoint(gen, seq uint64) (int64, error) {
-	file, err := f.disk.create(checkpointTmp)
-	if err != nil {
-		return 0, err
+// writeCheckpoint is step 1. It needs op.
+func (f *FS) writeCheckpoint(c *checkpoint) (err error) {
+	if c.file, err = f.disk.create(checkpointTmp); err != nil {
+		return err
 	}
-	defer file.Close()
-	h := header{magic: checkpointMagic, tree: f.treeID, gen: gen, seq: seq, salt: rand.Uint64(), count: uint64(len(f.nodes))}
-	w := &frameWriter{disk: f.disk, file: file, sum: saltSum(h.salt), buf: h.encode()}
+	h := header{magic: checkpointMagic, tree: f.treeID, gen: c.gen, seq: c.seq, salt: rand.Uint64(), count: uint64(len(f.nodes))}
+	w := &frameWriter{disk: f.disk, file: c.file, sum: saltSum(h.salt), buf: h.encode()}
 	w.startFrame()
 	w.bitmap(tagDead, unionfs.Root, f.dead)
 	for ino, n := range f.nodes {
@@ -113,10 +176,10 @@ func (f *FS) writeCheckpoint(gen, seq uint64) (int64, error) {
 	w.buf = binary.AppendUvarint(append(w.buf, tagEnd), f.next)
 	w.endFrame()
 	w.flush()
-	if w.err != nil {
-		return 0, w.err
+	if c.size = w.off; w.err != nil {
+		c.file.Close()
 	}
-	return w.off, f.disk.sync("sync checkpoint", file)
+	return w.err
 }
 
 // frameWriter writes frames one after the other. After an error it does nothing.

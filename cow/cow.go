@@ -70,8 +70,11 @@ type FS struct {
 	lock    *os.File
 	treeID  [16]byte
 
-	checkpointed int64  // bytes of the last checkpoint; guarded by op
-	checkpointAt uint64 // sequence number it includes; guarded by op
+	// The state of checkpoints; guarded by op.
+	checkpointAt  uint64 // sequence number that the last one includes
+	checkpointDue int64  // length of the journal at which to write the next one
+	compacting    bool   // one is on its way
+	compactor     sync.WaitGroup
 
 	st       sync.RWMutex // guards what follows; written only under op too
 	nodes    map[Ino]*node
@@ -183,11 +186,15 @@ func (f *FS) Close() error {
 		return nil
 	}
 	f.op.Lock()
-	defer f.op.Unlock()
-	if f.closed {
+	closed := f.closed
+	f.closed = true // no new operation, and so no new checkpoint
+	f.op.Unlock()
+	f.compactor.Wait()
+	if closed {
 		return nil
 	}
-	f.closed = true
+	f.op.Lock()
+	defer f.op.Unlock()
 	err := f.closeBackings()
 	if f.journal.seq != f.checkpointAt {
 		if e := f.objs.syncAll(); err == nil {
@@ -206,6 +213,11 @@ func (f *FS) Sync() error {
 	if f.ro {
 		return nil
 	}
+	f.st.RLock()
+	for ino := range f.backings { // the kernel writes these without a word
+		f.objs.markDirty(ino)
+	}
+	f.st.RUnlock()
 	if err := f.objs.syncAll(); err != nil {
 		return err
 	}
@@ -216,7 +228,7 @@ func (f *FS) syncJournal() error {
 	f.jmu.Lock()
 	j := f.journal
 	f.jmu.Unlock()
-	// A checkpoint that replaces j meanwhile has all that j had, and is synced first.
+	// A checkpoint that replaces j meanwhile syncs it first.
 	return j.sync()
 }
 

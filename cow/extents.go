@@ -153,12 +153,3 @@ func (x *extents) covers(size int64) bool {
 	inside, end := x.at(0)
 	return inside && end >= size
 }
-
-// all calls fn for every run in order.
-func (x *extents) all(fn func(run)) {
-	for _, l := range x.leaves {
-		for _, r := range l {
-			fn(r)
-		}
-	}
-}

@@ -154,7 +154,8 @@ func createJournal(d *disk, tree [16]byte, gen, seq uint64) (*journal, error) {
 		return nil, err
 	}
 	name := journalName(gen)
-	if err := d.write("write journal header", file, h.encode(), 0); err == nil {
+	err = d.write("write journal header", file, h.encode(), 0)
+	if err == nil {
 		err = d.rename(tmp, name)
 	}
 	if err != nil {
@@ -213,14 +214,21 @@ func (j *journal) sync() error {
 	return nil
 }
 
-// retire closes a journal that is replaced and whose records are safe elsewhere.
+// retire closes a journal that is synced and that another one continues.
 func (j *journal) retire() {
 	j.syncMu.Lock()
 	defer j.syncMu.Unlock()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.synced, j.failed = j.off, nil
+	j.synced = j.off // those who wait for syncMu have nothing to do
 	j.file.Close()
+}
+
+// recovered forgets a failure whose records a checkpoint has.
+func (j *journal) recovered() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.failed = nil
 }
 
 // readFrames calls fn for every record of a file's bytes after the header, and returns where the last one ends.

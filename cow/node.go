@@ -265,9 +265,3 @@ func (b *bitmap) set(i, n uint64) {
 	}
 	(*b)[i/64] |= 1 << (i % 64)
 }
-
-func (b bitmap) unset(i uint64) {
-	if w := i / 64; w < uint64(len(b)) {
-		b[w] &^= 1 << (i % 64)
-	}
-}

@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 // recover brings the delta back: the checkpoint, then every journal from the generation it names on, then what the
 // death of a server leaves to do.
 func (f *FS) recover() error {
+	f.checkpointDue = f.opts.CheckpointBytes
 	gen, err := f.loadCheckpoint()
 	if err != nil {
 		return err
@@ -36,10 +38,14 @@ func (f *FS) recover() error {
 		}
 	}
 	if f.journal == nil {
+		if len(gens) > 0 {
+			gen = gens[len(gens)-1]
+		}
 		if f.journal, err = createJournal(f.disk, f.treeID, gen, seq); err != nil {
 			return err
 		}
 	}
+	f.objs.many = seq > f.checkpointAt // nobody knows which objects the last server had synced
 	if err := f.recoverBackings(); err != nil {
 		return err
 	}
@@ -70,6 +76,10 @@ func (f *FS) replay(gen, seq uint64, last bool) (uint64, error) {
 	b, err := readWhole(f.disk, name)
 	if err != nil {
 		return 0, err
+	}
+	if last && len(bytes.Trim(b[:min(len(b), headerSize)], "\x00")) == 0 {
+		// A power loss before the first fsync: the name is there and nothing else. It is made anew.
+		return seq, f.disk.remove(name)
 	}
 	h, err := decodeHeader(b, name, journalMagic, f.treeID)
 	if err != nil {
@@ -131,7 +141,8 @@ func (f *FS) loadCheckpoint() (gen uint64, err error) {
 	if err := f.readCheckpoint(b, &h); err != nil {
 		return 0, err
 	}
-	f.checkpointAt, f.checkpointed = h.seq, int64(len(b))
+	f.checkpointAt = h.seq
+	f.checkpointDue = max(f.checkpointDue, 2*int64(len(b)))
 	return h.gen, nil
 }
 

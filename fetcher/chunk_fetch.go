@@ -1,0 +1,294 @@
+package fetcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"syscall"
+)
+
+// flight is the fetch of one member. Who needs one of its chunks waits for done.
+type flight struct {
+	blobMember
+	done chan struct{}
+
+	// Set before done is closed, and not changed after.
+	err error               // the member was not fetched
+	bad map[chunkRef]error  // chunks that are not what they should be
+	mem map[chunkRef][]byte // verified chunks that the store did not take
+}
+
+// readChunks fills p, or a part of it, with the bytes of a content that is fetched by range. f is its partial file, or nil. It returns 0 and errAgain when
+// what it waited for is in the store now.
+func (x *Contents) readChunks(ctx context.Context, idx uint32, f *contentFile, p []byte, off int64) (int, error) {
+	flights, err := x.startMissing(idx, f, off, int64(len(p)))
+	if err != nil {
+		return 0, asEIO(err)
+	}
+	if len(flights) > 0 {
+		x.stats.waits.Add(1)
+	}
+	done := 0
+	for done < len(p) {
+		k, i, ok := x.tree.ContentChunk(idx, off)
+		if !ok {
+			return done, asEIO(errors.New("the image tree is damaged"))
+		}
+		n := int(min(int64(len(p)-done), k.Offset+k.Size-off))
+		if fl := flights[k.BlobOff]; fl != nil && !isZeros(&k) {
+			select {
+			case <-fl.done:
+			case <-ctx.Done():
+				return done, syscall.EINTR
+			}
+		}
+		err := x.copyChunk(chunkRef{idx, uint32(i)}, f, flights[k.BlobOff], p[done:done+n], off)
+		if err != nil {
+			return done, err
+		}
+		done += n
+		off += int64(n)
+	}
+	return done, nil
+}
+
+// copyChunk copies bytes of a chunk that should be here to p. fl is the flight that was waited for, or nil.
+func (x *Contents) copyChunk(r chunkRef, f *contentFile, fl *flight, p []byte, off int64) error {
+	k, _ := x.tree.ChunkAt(r.content, int(r.chunk))
+	if b := x.spill.get(r); b != nil {
+		copy(p, b[off-k.Offset:])
+		return nil
+	}
+	if fl != nil {
+		switch b, bad := fl.mem[r], fl.bad[r]; {
+		case b != nil:
+			copy(p, b[off-k.Offset:])
+			return nil
+		case bad != nil:
+			return asEIO(bad)
+		case fl.err != nil && !errors.Is(fl.err, errAgain):
+			return asEIO(fl.err)
+		}
+	}
+	if f == nil {
+		return errAgain // a single chunk is a whole content
+	}
+	here, err := f.part.has(int(r.chunk))
+	if err != nil {
+		return asEIO(err)
+	}
+	if !here {
+		return errAgain
+	}
+	if _, err := f.part.data.ReadAt(p, off); err != nil {
+		return asEIO(fmt.Errorf("read partial file: %w", noEOF(err)))
+	}
+	return nil
+}
+
+// startMissing begins to fetch the chunks of n bytes from off that are not here, and returns the flights to wait for, by
+// their place in the blob.
+func (x *Contents) startMissing(idx uint32, f *contentFile, off, n int64) (map[int64]*flight, error) {
+	var need []int64
+	last := -1
+	for at := off; at < off+n; {
+		k, i, ok := x.tree.ContentChunk(idx, at)
+		if !ok {
+			return nil, errors.New("the image tree is damaged")
+		}
+		at = k.Offset + k.Size
+		last = i
+		if isZeros(&k) || x.spill.get(chunkRef{idx, uint32(i)}) != nil {
+			continue
+		}
+		if f != nil {
+			here, err := f.part.has(i)
+			if err != nil {
+				return nil, err
+			}
+			if here {
+				continue
+			}
+		}
+		need = append(need, k.BlobOff)
+	}
+	if len(need) == 0 {
+		return nil, nil
+	}
+	x.index.Do(x.buildIndex)
+	c, _ := x.tree.ContentInfo(idx)
+	return x.start(c.Layer, idx, last, need)
+}
+
+// start joins the flights of the members at need, and begins those that are not under way.
+func (x *Contents) start(layer int, idx uint32, last int, need []int64) (map[int64]*flight, error) {
+	slices.Sort(need)
+	need = slices.Compact(need)
+	wait := make(map[int64]*flight, len(need))
+	var fresh []blobMember
+	for _, off := range need {
+		m, ok := x.memberAt(layer, off)
+		if !ok || m.off != off {
+			return nil, errors.New("the image tree is damaged")
+		}
+		fresh = append(fresh, m)
+	}
+	extra := x.plan(layer, idx, last, fresh)
+
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.closed {
+		return nil, os.ErrClosed
+	}
+	var begin []*flight
+	for i, m := range slices.Concat(fresh, extra) {
+		fl := x.flights[memberKey{layer, m.off}]
+		if fl == nil {
+			fl = &flight{blobMember: m, done: make(chan struct{})}
+			x.flights[memberKey{layer, m.off}] = fl
+			begin = append(begin, fl)
+		}
+		if i < len(fresh) {
+			wait[m.off] = fl
+		}
+	}
+	for _, run := range runs(begin) {
+		x.work.Go(func() { x.fetch(layer, run) })
+	}
+	return wait, nil
+}
+
+// runs splits flights into those that one request can bring.
+func runs(all []*flight) [][]*flight {
+	slices.SortFunc(all, func(a, b *flight) int { return int(min(1, max(-1, a.off-b.off))) })
+	var out [][]*flight
+	for i, fl := range all {
+		if i > 0 {
+			run := out[len(out)-1]
+			before := run[len(run)-1]
+			if gap := fl.off - before.end(); gap >= 0 && gap <= maxGap && fl.end()-run[0].off <= maxRequest {
+				out[len(out)-1] = append(run, fl)
+				continue
+			}
+		}
+		out = append(out, []*flight{fl})
+	}
+	return out
+}
+
+// fetch brings a run of members and ends their flights, each as soon as it is here. The blob's range is locked meanwhile, so that of all
+// processes that want it one fetches it, and the others find it in the store.
+func (x *Contents) fetch(layer int, run []*flight) {
+	select {
+	case x.slots <- struct{}{}:
+		defer func() { <-x.slots }()
+	case <-x.life.Done():
+		x.endAll(layer, run, x.life.Err())
+		return
+	}
+	l := &x.layers[layer]
+	held, err := l.lock.acquire(x.life, run[0].off, run[len(run)-1].end()-run[0].off)
+	if err != nil {
+		x.endAll(layer, run, err)
+		return
+	}
+	defer held.release()
+
+	// Another process may have fetched them while this one waited for the lock.
+	var left []*flight
+	for _, fl := range run {
+		if x.missing(&fl.blobMember) {
+			left = append(left, fl)
+			continue
+		}
+		x.endFlight(layer, fl, errAgain)
+	}
+	for _, part := range runs(left) {
+		x.request(layer, part, held)
+	}
+}
+
+// request fetches the members of part with one request.
+func (x *Contents) request(layer int, part []*flight, held *heldRange) {
+	off, end := part[0].off, part[len(part)-1].end()
+	src := x.layers[layer].source
+	x.stats.requests.Add(1)
+	body, err := src.blob.ReadRange(x.life, off, end-off)
+	if errors.Is(err, ErrRangeIgnored) {
+		x.streamInstead(layer, part)
+		return
+	}
+	if err != nil {
+		x.endAll(layer, part, fmt.Errorf("fetch %d bytes at %d: %w", end-off, off, err))
+		return
+	}
+	defer body.Close()
+	in := &bodyReader{r: body, count: &x.stats.fetchedBytes}
+	at := off
+	for i, fl := range part {
+		err := x.receive(layer, fl, in, fl.off-at)
+		if err != nil {
+			x.endAll(layer, part[i:], fmt.Errorf("fetch %d bytes at %d: %w", end-off, off, err))
+			return
+		}
+		at = fl.end()
+		x.endFlight(layer, fl, nil)
+		held.releaseTo(fl.end())
+	}
+}
+
+// endFlight lets those who wait for fl go on.
+func (x *Contents) endFlight(layer int, fl *flight, err error) {
+	fl.err = err
+	x.mu.Lock()
+	delete(x.flights, memberKey{layer, fl.off})
+	x.mu.Unlock()
+	close(fl.done)
+}
+
+func (x *Contents) endAll(layer int, run []*flight, err error) {
+	for _, fl := range run {
+		x.endFlight(layer, fl, err)
+	}
+}
+
+// receive reads one member, skip bytes further on in the body, and keeps its chunks. The error is the body's; a member that is damaged ends
+// in fl.bad.
+func (x *Contents) receive(layer int, fl *flight, in *bodyReader, skip int64) error {
+	if _, err := io.CopyN(io.Discard, in, skip); err != nil {
+		return noEOF(err)
+	}
+	compressed := &io.LimitedReader{R: in, N: fl.size}
+	whole := x.unpack(layer, fl, compressed)
+	if in.err == nil {
+		// What is behind the last chunk: tar headers.
+		io.Copy(io.Discard, compressed)
+	}
+	if in.err != nil || compressed.N > 0 {
+		return noEOF(in.err)
+	}
+	for _, idx := range whole {
+		x.completeContent(idx)
+	}
+	return nil
+}
+
+// bodyReader counts what comes, and remembers the error it ended with.
+type bodyReader struct {
+	r     io.Reader
+	count interface{ Add(int64) int64 }
+	err   error
+}
+
+func (r *bodyReader) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.r.Read(p)
+	r.count.Add(int64(n))
+	r.err = err
+	return n, err
+}

@@ -49,9 +49,13 @@ type Backend interface {
 // Passthrough is the optional power of a Backend to name one local file that holds all of an inode's bytes.
 type Passthrough interface {
 	// OpenBacking opens the file that holds exactly ino's current bytes at the same offsets, or returns nil
-	// when there is none. For writing it is this container's own data object, never shared content; if content has to
-	// be copied up whole for that, the backend declines with nil. While a write backing is open (until
-	// CloseBacking) the backend takes size and mtime from that file.
+	// when there is none. A file that is open for reading only is shared content; this container's own data object is always open for
+	// reading and writing: that is how the caller tells them apart. With write set it is the data object or nil, never shared content; if
+	// content has to be copied up whole for that, the backend declines with nil. The caller closes the file.
+	//
+	// Until CloseBacking has been called as often as a file was returned, with the same write, that file stays the one: a data
+	// object is not replaced, and SetAttr, Fallocate and Write change it in place. While it is open for writing the backend takes size
+	// and mtime from it, and SetAttr gives it the times that are set, for the close of a writer comes here after what was done next.
 	OpenBacking(ino unionfs.Ino, write bool) (*os.File, error)
 	CloseBacking(ino unionfs.Ino, write bool)
 }

@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -18,7 +19,9 @@ type fakeFS struct {
 	mu     sync.Mutex
 	next   unionfs.Ino
 	inodes map[unionfs.Ino]*fakeInode
-	forgot map[unionfs.Ino]bool // unlinked inodes that Forget has let go
+	forgot chan unionfs.Ino // unlinked inodes that Forget has let go, while there is room
+
+	objects string // directory of data objects; the files have none when empty
 
 	// onRead runs before a Read, without the lock; an error from it is the answer.
 	onRead func(ctx context.Context, ino unionfs.Ino) error
@@ -29,6 +32,9 @@ type fakeFS struct {
 type fakeInode struct {
 	attr    unionfs.Attr
 	data    []byte
+	object  *os.File // holds the data in place of data
+	writers int      // OpenBacking for writing, not yet closed
+	shared  string   // path of shared content that is equal to data
 	target  string
 	xattrs  map[string][]byte
 	parent  unionfs.Ino
@@ -43,7 +49,7 @@ type fakeEntry struct {
 }
 
 func newFakeFS() *fakeFS {
-	f := &fakeFS{next: unionfs.Root, inodes: make(map[unionfs.Ino]*fakeInode), forgot: make(map[unionfs.Ino]bool)}
+	f := &fakeFS{next: unionfs.Root, inodes: make(map[unionfs.Ino]*fakeInode), forgot: make(chan unionfs.Ino, 1000)}
 	root := f.newInode(syscall.S_IFDIR|0o755, 0, unionfs.Owner{})
 	root.attr.Nlink, root.parent = 2, unionfs.Root
 	return f
@@ -111,7 +117,7 @@ func (f *fakeFS) GetAttr(ino unionfs.Ino) (unionfs.Attr, error) {
 	if err != nil {
 		return unionfs.Attr{}, err
 	}
-	return n.attr, nil
+	return n.stat(), nil
 }
 
 func (f *fakeFS) SetAttr(ino unionfs.Ino, s unionfs.SetAttr) (unionfs.Attr, error) {
@@ -121,6 +127,7 @@ func (f *fakeFS) SetAttr(ino unionfs.Ino, s unionfs.SetAttr) (unionfs.Attr, erro
 	if err != nil {
 		return unionfs.Attr{}, err
 	}
+	n.stat()
 	a := &n.attr
 	a.Ctime = now()
 	if s.Valid&unionfs.SetKillPriv != 0 && !n.isDir() {
@@ -144,8 +151,9 @@ func (f *fakeFS) SetAttr(ino unionfs.Ino, s unionfs.SetAttr) (unionfs.Attr, erro
 	}
 	if s.Valid&unionfs.SetMtime != 0 {
 		a.Mtime = s.Mtime
+		n.setObjectTime()
 	}
-	return *a, nil
+	return n.stat(), nil
 }
 
 func (n *fakeInode) killPriv() {
@@ -154,16 +162,6 @@ func (n *fakeInode) killPriv() {
 		n.attr.Mode &^= syscall.S_ISGID
 	}
 	delete(n.xattrs, "security.capability")
-}
-
-func (n *fakeInode) resize(size int64) {
-	if size <= int64(len(n.data)) {
-		n.data = n.data[:size:size]
-	} else {
-		n.data = append(n.data, make([]byte, size-int64(len(n.data)))...)
-	}
-	n.attr.Size = size
-	n.attr.Blocks = (size + 511) / 512
 }
 
 func (f *fakeFS) Lookup(dir unionfs.Ino, name string) (unionfs.Attr, error) {
@@ -182,7 +180,7 @@ func (f *fakeFS) Lookup(dir unionfs.Ino, name string) (unionfs.Attr, error) {
 	if i < 0 {
 		return unionfs.Attr{}, syscall.ENOENT
 	}
-	return f.inodes[d.entries[i].ino].attr, nil
+	return f.inodes[d.entries[i].ino].stat(), nil
 }
 
 func (f *fakeFS) Forget(ino unionfs.Ino) {
@@ -190,7 +188,10 @@ func (f *fakeFS) Forget(ino unionfs.Ino) {
 	defer f.mu.Unlock()
 	if n := f.inodes[ino]; n != nil && n.attr.Nlink == 0 {
 		delete(f.inodes, ino)
-		f.forgot[ino] = true
+		select {
+		case f.forgot <- ino:
+		default:
+		}
 	}
 }
 
@@ -389,83 +390,6 @@ func (f *fakeFS) Rename(oldDir unionfs.Ino, oldName string, newDir unionfs.Ino, 
 	od.remove(oldName, n)
 	nd.add(newName, n)
 	return nil
-}
-
-func (f *fakeFS) Read(ctx context.Context, ino unionfs.Ino, p []byte, off int64) (int, error) {
-	if f.onRead != nil {
-		if err := f.onRead(ctx, ino); err != nil {
-			return 0, err
-		}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n, err := f.inode(ino)
-	if err != nil {
-		return 0, err
-	}
-	if off >= int64(len(n.data)) {
-		return 0, nil
-	}
-	return copy(p, n.data[off:]), nil
-}
-
-func (f *fakeFS) Write(_ context.Context, ino unionfs.Ino, p []byte, off int64, killPriv bool) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n, err := f.inode(ino)
-	if err != nil {
-		return 0, err
-	}
-	if killPriv {
-		n.killPriv()
-	}
-	if end := off + int64(len(p)); end > int64(len(n.data)) {
-		n.resize(end)
-	}
-	copy(n.data[off:], p)
-	n.attr.Mtime = now()
-	n.attr.Ctime = n.attr.Mtime
-	return len(p), nil
-}
-
-func (f *fakeFS) Fallocate(_ context.Context, ino unionfs.Ino, mode uint32, off, length int64) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n, err := f.inode(ino)
-	if err != nil {
-		return err
-	}
-	end := off + length
-	switch mode {
-	case 0, unix.FALLOC_FL_KEEP_SIZE:
-		if mode == 0 && end > n.attr.Size {
-			n.resize(end)
-		}
-	case unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE:
-		if off < n.attr.Size {
-			clear(n.data[off:min(end, n.attr.Size)])
-		}
-	default:
-		return syscall.EOPNOTSUPP
-	}
-	n.touchDir()
-	return nil
-}
-
-func (f *fakeFS) Lseek(ino unionfs.Ino, off int64, whence int) (int64, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n, err := f.inode(ino)
-	if err != nil {
-		return 0, err
-	}
-	if off >= n.attr.Size {
-		return 0, syscall.ENXIO
-	}
-	if whence == unix.SEEK_HOLE {
-		return n.attr.Size, nil
-	}
-	return off, nil
 }
 
 func (f *fakeFS) Fsync(unionfs.Ino, bool) error { return nil }

@@ -2,8 +2,10 @@ package fs
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,6 +29,9 @@ func mountTest(t *testing.T, b Backend, o Options) *testMount {
 		unix.Close(fd)
 	}
 	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // for unprivileged
+		t.Fatal(err)
+	}
 	file, err := MountFD(dir, MountOptions{MustBeBare: true})
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +70,45 @@ func stopPolling(t *testing.T, dir string) {
 	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// onBothRungs runs test on a mount of a fakeFS of each rung.
+func onBothRungs(t *testing.T, test func(t *testing.T, m *testMount, f *fakeFS)) {
+	for _, io := range []string{IOCached, IOPassthrough} {
+		t.Run(io, func(t *testing.T) {
+			f := newFakeFS()
+			if io == IOPassthrough {
+				f.objects = t.TempDir()
+			}
+			m := mountTest(t, f, Options{IO: io})
+			if io == IOPassthrough && m.server.wire.opens == nil {
+				t.Fatal("this machine has no passthrough: its rung is not tested")
+			}
+			test(t, m, f)
+		})
+	}
+}
+
+// helpers are the programs that tests run in a process of their own.
+var helpers = map[string]func(args []string) error{}
+
+func TestMain(m *testing.M) {
+	name := os.Getenv("FS_TEST_HELPER")
+	if name == "" {
+		os.Exit(m.Run())
+	}
+	if err := helpers[name](os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		os.Exit(1)
+	}
+}
+
+// helper returns the command that runs helpers[name].
+func helper(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), "FS_TEST_HELPER="+name)
+	cmd.Stderr = os.Stderr
+	return cmd
 }
 
 type testLog struct{ t *testing.T }

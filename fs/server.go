@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -71,11 +72,46 @@ func (s *Server) start(o Options) error {
 	if s.loop, err = fuse.NewServer(s.wire, fmt.Sprintf("/dev/fd/%d", fd), mountOptions(o)); err != nil {
 		return fmt.Errorf("serve %s: %w", s.fuse.Name(), err)
 	}
+	if o.IO == IOPassthrough {
+		s.climb(o.Log)
+	}
 	if o.Device != "" {
 		if err := TuneReadAhead(o.Device); err != nil {
 			o.Log.Warn("reads stay small", "err", err)
 		}
 	}
+	return nil
+}
+
+// climb goes from the cached to the passthrough rung, if the kernel and the backend can.
+func (s *Server) climb(log *slog.Logger) {
+	files, ok := s.wire.b.(backingFiles)
+	if !ok {
+		log.Warn("no passthrough: nothing here has local files; the mount is cached")
+		return
+	}
+	if err := s.probe(); err != nil {
+		log.Warn("no passthrough: the mount is cached", "err", err)
+		return
+	}
+	s.wire.opens = newOpenTable(files, s.loop, log)
+}
+
+// probe registers a file, for only that tells whether kernel and privileges are there.
+func (s *Server) probe() error {
+	if s.loop.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
+		return fmt.Errorf("the kernel lacks it (Linux 6.9 has it): %w", syscall.EOPNOTSUPP)
+	}
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	id, errno := s.loop.RegisterBackingFd(&fuse.BackingMap{Fd: int32(f.Fd())})
+	if errno != 0 {
+		return fmt.Errorf("register a backing file (it takes CAP_SYS_ADMIN): %w", errno)
+	}
+	s.loop.UnregisterBackingFd(id)
 	return nil
 }
 
@@ -92,6 +128,11 @@ func (s *Server) Serve() error {
 func (s *Server) Stats() Stats { return s.wire.stats() }
 
 func mountOptions(o Options) *fuse.MountOptions {
+	// A stack depth that is not needed is one that overlayfs on top of us lacks.
+	var without uint64 = fuse.CAP_PASSTHROUGH
+	if o.IO == IOPassthrough {
+		without = 0
+	}
 	return &fuse.MountOptions{
 		MaxWrite:      maxRequest,
 		MaxReadAhead:  maxRequest,
@@ -102,9 +143,8 @@ func mountOptions(o Options) *fuse.MountOptions {
 		// A 1 MiB reply does not fit a 1 MiB pipe with its header, and every try is logged.
 		DisableSplice: true,
 		// KILLPRIV_V2: without it every write asks for security.capability first.
-		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_ASYNC_DIO,
-		// A stack depth that is not needed is one that overlayfs on top of us lacks.
-		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+		ExtraCapabilities:    fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_ASYNC_DIO,
+		DisabledCapabilities: without,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 		PanicHandler: func(p any) fuse.Status {
 			o.Log.Error("panic in a request", "panic", p, "stack", strings.TrimSpace(string(debug.Stack())))

@@ -20,7 +20,8 @@ type wire struct {
 	log  *slog.Logger
 	dead func() bool // whether the connection has ended
 
-	refs refs
+	opens *openTable // nil on the cached rung
+	refs  refs
 	counters
 }
 
@@ -35,7 +36,13 @@ const (
 // inoOf returns the inode number of a node ID.
 func inoOf(node uint64) unionfs.Ino { return node & inoMask }
 
-func (w *wire) nodeOf(ino unionfs.Ino) uint64 { return ino }
+// nodeOf returns the node ID of ino.
+func (w *wire) nodeOf(ino unionfs.Ino) uint64 {
+	if w.opens == nil {
+		return ino
+	}
+	return w.opens.nodeOf(ino)
+}
 
 func (w *wire) count(op int) { w.ops[op].Add(1) }
 
@@ -45,6 +52,9 @@ func (w *wire) String() string { return "veneer" }
 // attrSeconds is how long the kernel may keep a: see the package comment.
 func (w *wire) attrSeconds(a *unionfs.Attr) uint64 {
 	if a.Mode&syscall.S_IFMT == syscall.S_IFREG && a.Mode&(syscall.S_ISUID|syscall.S_ISGID) != 0 {
+		return 0
+	}
+	if w.opens != nil && w.opens.volatileAttr(a.Ino) {
 		return 0
 	}
 	return forever
@@ -132,12 +142,23 @@ func statxTime(t unionfs.Time) fuse.SxTime { return fuse.SxTime{Sec: uint64(t.Se
 // SetAttr implements fuse.RawFileSystem.
 func (w *wire) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	w.count(opSetattr)
-	a, err := w.b.SetAttr(inoOf(in.NodeId), decodeSetAttr(&in.SetAttrInCommon, time.Now()))
+	a, err := w.setAttr(in.NodeId, decodeSetAttr(&in.SetAttrInCommon, time.Now()))
 	if err != nil {
 		return w.status(err, "SETATTR", in.NodeId)
 	}
 	w.attr(&a, out)
 	return fuse.OK
+}
+
+func (w *wire) setAttr(node uint64, set unionfs.SetAttr) (a unionfs.Attr, err error) {
+	if w.opens == nil || set.Valid&unionfs.SetSize == 0 {
+		return w.b.SetAttr(inoOf(node), set)
+	}
+	err = w.opens.truncate(node, func() error {
+		a, err = w.b.SetAttr(inoOf(node), set)
+		return err
+	})
+	return a, err
 }
 
 func decodeSetAttr(in *fuse.SetAttrInCommon, now time.Time) unionfs.SetAttr {
@@ -178,9 +199,14 @@ func decodeSetAttr(in *fuse.SetAttrInCommon, now time.Time) unionfs.SetAttr {
 // Forget implements fuse.RawFileSystem.
 func (w *wire) Forget(node, lookups uint64) {
 	w.count(opForget)
-	if ino := inoOf(node); w.refs.drop(ino, lookups) {
-		w.b.Forget(ino)
+	ino := inoOf(node)
+	if !w.refs.drop(ino, lookups) {
+		return
 	}
+	if w.opens != nil {
+		w.opens.forget(ino)
+	}
+	w.b.Forget(ino)
 }
 
 // StatFs implements fuse.RawFileSystem.

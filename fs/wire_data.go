@@ -1,43 +1,73 @@
 package fs
 
 import (
+	"syscall"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/veneerfs/veneer/unionfs"
 )
 
 // fsyncDataOnly is FUSE_FSYNC_FDATASYNC.
 const fsyncDataOnly = 1
 
-// Open implements fuse.RawFileSystem. ENOSYS makes the kernel open every file by itself from then on: READ and WRITE
-// name the inode, a handle would tell us nothing.
-func (w *wire) Open(_ <-chan struct{}, _ *fuse.OpenIn, _ *fuse.OpenOut) fuse.Status {
+// Open implements fuse.RawFileSystem. On the cached rung ENOSYS makes the kernel open every file by itself from then on: READ
+// and WRITE name the inode, a handle would tell us nothing.
+func (w *wire) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	w.count(opOpen)
-	return fuse.ENOSYS
+	if w.opens == nil {
+		return fuse.ENOSYS
+	}
+	return w.status(w.open(in.NodeId, in.Flags, out), "OPEN", in.NodeId)
+}
+
+// open answers an open of node with these open(2) flags.
+func (w *wire) open(node uint64, flags uint32, out *fuse.OpenOut) error {
+	if w.opens == nil {
+		out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+		return nil
+	}
+	var err error
+	out.OpenFlags, out.BackingID, err = w.opens.open(node, flags&syscall.O_ACCMODE != syscall.O_RDONLY)
+	switch {
+	case err != nil:
+	case out.OpenFlags&fuse.FOPEN_PASSTHROUGH != 0:
+		w.openPass.Add(1)
+	default:
+		w.openCached.Add(1)
+	}
+	return err
 }
 
 // Create implements fuse.RawFileSystem.
 func (w *wire) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	w.count(opCreate)
 	a, err := w.b.Mknod(inoOf(in.NodeId), name, in.Mode, 0, owner(&in.InHeader))
-	if st := w.made(&a, err, "CREATE", in.NodeId, &out.EntryOut); st != fuse.OK {
-		return st
-	}
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-	return fuse.OK
+	return w.created(&a, err, "CREATE", in, out)
 }
 
 // Tmpfile implements fuse.RawFileSystem.
 func (w *wire) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	w.count(opTmpfile)
 	a, err := w.b.Tmpfile(inoOf(in.NodeId), in.Mode, owner(&in.InHeader))
-	if st := w.made(&a, err, "TMPFILE", in.NodeId, &out.EntryOut); st != fuse.OK {
-		return st
+	return w.created(&a, err, "TMPFILE", in, out)
+}
+
+// created answers with the file that an operation made and opened. It is opened first, for how decides how long its attributes hold.
+func (w *wire) created(a *unionfs.Attr, err error, op string, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	if err == nil {
+		err = w.open(w.nodeOf(a.Ino), in.Flags, &out.OpenOut)
 	}
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-	return fuse.OK
+	return w.made(a, err, op, in.NodeId, &out.EntryOut)
 }
 
 // Release implements fuse.RawFileSystem.
-func (w *wire) Release(_ <-chan struct{}, _ *fuse.ReleaseIn) { w.count(opRelease) }
+func (w *wire) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	w.count(opRelease)
+	if w.opens != nil {
+		w.opens.release(in.NodeId)
+	}
+}
 
 // Flush implements fuse.RawFileSystem: every write has been answered, so close has nothing to wait for.
 func (w *wire) Flush(_ <-chan struct{}, _ *fuse.FlushIn) fuse.Status {

@@ -152,7 +152,7 @@ func (s store) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // taskArgs are the arguments of `veneer run` for the task, with more flags before them.
 func (l *lab) taskArgs(flags ...string) []string {
-	args := append([]string{"run", "--rm"}, flags...)
+	args := append([]string{"run", "--rm", "--entrypoint", ""}, flags...)
 	for _, e := range l.task.Env {
 		args = append(args, "-e", e)
 	}

@@ -168,8 +168,11 @@ func (t *contentTable) addChunks(lim *limits, row *content, c *Content) error {
 	return nil
 }
 
-// chunkRows returns the encoded chunks of a content.
+// chunkRows returns the encoded chunks of a content. One of a directory has none: there, chunks is the place of its path.
 func (t *contentTable) chunkRows(c *content) []byte {
+	if c.n == 0 {
+		return nil
+	}
 	return t.chunks[int(c.chunks)*chunkSize : int(c.chunks+c.n)*chunkSize]
 }
 

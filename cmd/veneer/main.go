@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+
+	"github.com/veneerfs/veneer/runtime"
 )
 
 // Exit codes of our own; the rest are the container process's.
@@ -28,7 +30,15 @@ const (
 
 // commands are the parts of the command line, one file each.
 var commands = []func(*app) *cobra.Command{
+	newRunCmd,
+	newMountCmd,
+	newUmountCmd,
+	newPsCmd,
+	newRmCmd,
+	newPullCmd,
+	newImagesCmd,
 	newVersionCmd,
+	newDemoCmd,
 }
 
 // app is what every command starts from.
@@ -59,6 +69,8 @@ func (e *exitError) Error() string {
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
+	runtime.Main() // in a container's first process this does not return
+	playRole(os.Args)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	os.Exit(a.main(context.Background(), os.Args[1:]))
 }

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+func newUmountCmd(a *app) *cobra.Command {
+	var lazy bool
+	c := &cobra.Command{
+		Use:     "umount [flags] DIR",
+		Aliases: []string{"unmount"},
+		Short:   "Unmount what veneer mount mounted",
+		Long:    `Unmount what veneer mount mounted, and wait until its server has written everything and ended.`,
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, unix.SIGTERM)
+			defer stop()
+			return a.umount(ctx, args[0], lazy)
+		},
+	}
+	c.Flags().BoolVarP(&lazy, "lazy", "l", false, "let who still uses it finish; don't wait for that")
+	return c
+}
+
+// umount works also when the server is dead.
+func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	m, err := findMount(abs)
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		// Perhaps by another name. Only now: asking a path below a dead mount is an error, below a hanging one no answer.
+		if real, err := filepath.EvalSymlinks(abs); err == nil && real != abs {
+			if m, err = findMount(real); err != nil {
+				return err
+			}
+		}
+	}
+	if m == nil {
+		return fmt.Errorf("%s is not mounted", dir)
+	}
+	if !m.isOurs() {
+		return fmt.Errorf("%s is not a veneer mount, but of type %s", dir, m.fstype)
+	}
+	if err := a.needRoot("unmount"); err != nil {
+		return err
+	}
+	flags := unix.UMOUNT_NOFOLLOW
+	if lazy {
+		flags |= unix.MNT_DETACH
+	}
+	if err := unix.Unmount(m.dir, flags); err == unix.EBUSY {
+		return fmt.Errorf("%s is busy: a process works in it or has a file of it open "+
+			"(fuser -vm %s tells which; veneer umount -l %s unmounts it when they are done)", dir, m.dir, dir)
+	} else if err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	record := filepath.Join(a.runRoot, "mounts", m.device)
+	if lazy {
+		return nil
+	}
+	return waitServer(ctx, m, record)
+}
+
+// elsewhereAfter is when to look for who else has the mount.
+const elsewhereAfter = 2 * time.Second
+
+// waitServer waits until the server of a mount that is gone has written everything, and removes the record if it could not.
+func waitServer(ctx context.Context, m *mountEntry, record string) error {
+	f, err := os.OpenFile(filepath.Join(record, "lock"), os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it was fast, or was mounted with another --run-root
+	} else if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		defer f.Close()
+		err := flock(f, unix.LOCK_EX)
+		if err == nil && same(f, filepath.Join(record, "lock")) {
+			err = os.RemoveAll(record) // the server died without doing it
+		}
+		ended <- err
+	}()
+	elsewhere := time.NewTimer(elsewhereAfter)
+	defer elsewhere.Stop()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-elsewhere.C:
+			if pid := otherUser(m.device); pid != 0 {
+				return fmt.Errorf("%s is unmounted, but stays mounted in the mount namespace of process %d; its server goes on", m.dir, pid)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("%s is unmounted, but its server is still writing", m.dir)
+		}
+	}
+}
+
+// otherUser returns a process in whose mount namespace the device is mounted; 0 if there is none.
+func otherUser(device string) int {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		found := false
+		scanMounts(fmt.Sprintf("/proc/%d/mountinfo", pid), func(m mountEntry) { found = found || m.device == device })
+		if found {
+			return pid
+		}
+	}
+	return 0
+}
+
+// mountEntry is a line of mountinfo.
+type mountEntry struct {
+	device, dir, fstype string
+}
+
+// isOurs goes by the type that fs.MountFD gives.
+func (m *mountEntry) isOurs() bool { return m.fstype == "fuse.veneer" }
+
+// findMount returns what is mounted on top at dir; nil if nothing is. It touches no file system but /proc.
+func findMount(dir string) (*mountEntry, error) {
+	var found *mountEntry
+	err := scanMounts("/proc/thread-self/mountinfo", func(m mountEntry) {
+		if m.dir == dir {
+			found = &m
+		}
+	})
+	return found, err
+}
+
+func scanMounts(path string, visit func(mountEntry)) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue (proc_pid_mountinfo(5))
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		fields, rest := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 5 || len(rest) < 1 {
+			continue
+		}
+		visit(mountEntry{device: fields[2], dir: unescape(fields[4]), fstype: rest[0]})
+	}
+	return lines.Err()
+}
+
+// unescape undoes \040 and its like.
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}

@@ -138,7 +138,7 @@ func (b *Builder) setRoot(e *Entry) error {
 }
 
 // place puts a checked entry where its path says.
-func (b *Builder) place(p path, e *Entry) error {
+func (b *Builder) place(p layerPath, e *Entry) error {
 	dir, missing, err := b.walk(p.dir)
 	if err != nil {
 		return err

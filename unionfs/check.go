@@ -42,8 +42,8 @@ const (
 	maxMediaType = 1024
 )
 
-// path is a path of a layer, split before its last component.
-type path struct {
+// layerPath is a path of a layer, split before its last component.
+type layerPath struct {
 	dir   string // may have empty and "." components, for walk to skip
 	base  string
 	depth int  // number of components; 0 is the root
@@ -51,14 +51,14 @@ type path struct {
 }
 
 // splitPath checks and splits a path. Slashes at its start are ignored, as tar does.
-func splitPath(s string) (path, error) {
+func splitPath(s string) (layerPath, error) {
 	if len(s) > maxPath {
-		return path{}, fmt.Errorf("the path has more than %d bytes", maxPath)
+		return layerPath{}, fmt.Errorf("the path has more than %d bytes", maxPath)
 	}
 	if strings.IndexByte(s, 0) >= 0 {
-		return path{}, errors.New("the path has a NUL byte")
+		return layerPath{}, errors.New("the path has a NUL byte")
 	}
-	var p path
+	var p layerPath
 	whiteout := false
 	for at := 0; at <= len(s); {
 		name := s[at:]
@@ -67,14 +67,14 @@ func splitPath(s string) (path, error) {
 		}
 		if name != "" && name != "." {
 			if whiteout {
-				return path{}, errors.New("there can be nothing below a whiteout")
+				return layerPath{}, errors.New("there can be nothing below a whiteout")
 			}
 			p.dir, p.base, p.depth = s[:at], name, p.depth+1
 			if name == ".." {
-				return path{}, errors.New("the path has a .. component")
+				return layerPath{}, errors.New("the path has a .. component")
 			}
 			if len(name) > maxName {
-				return path{}, fmt.Errorf("the path has a name of more than %d bytes", maxName)
+				return layerPath{}, fmt.Errorf("the path has a name of more than %d bytes", maxName)
 			}
 			if strings.HasPrefix(name, whiteoutPrefix+whiteoutPrefix) && name != opaqueName {
 				p.aufs = true

@@ -80,11 +80,8 @@ func (b *Builder) resolveLink(i int) error {
 	var chain []*link
 	for n == nil {
 		l := &b.pending[i]
-		if l.dir.dir.children[l.name].inode != l.stand {
-			if len(chain) == 0 {
-				return nil // resolved, or replaced by a later entry
-			}
-			return errLinkNone
+		if len(chain) == 0 && (l.dir.dir.children[l.name].inode != l.stand || !b.attached(l.dir)) {
+			return nil // resolved already, or replaced by a later entry
 		}
 		if l.visiting {
 			return errLinkCycle

@@ -23,6 +23,7 @@ type inode struct {
 // directory is what only directories have.
 type directory struct {
 	parent   *inode // the root's is the root
+	name     string // in parent
 	children map[string]dirent
 	touched  uint32 // last layer that had an entry for it or below it
 	attrs    uint32 // layer whose entry gave the attributes; 0 when they are made up
@@ -99,15 +100,17 @@ func (b *Builder) put(dir *inode, name string, n *inode) {
 	b.touch(dir)
 }
 
-func (b *Builder) setChild(dir *inode, name string, n *inode) {
+// setChild returns a copy of name, which may be a part of a longer string, if that is what it kept.
+func (b *Builder) setChild(dir *inode, name string, n *inode) string {
 	d := dir.dir
 	if d.children == nil {
 		d.children = make(map[string]dirent)
 	}
 	if _, ok := d.children[name]; !ok {
-		name = strings.Clone(name) // a part of a whole path
+		name = strings.Clone(name)
 	}
 	d.children[name] = dirent{n, b.gen}
+	return name
 }
 
 // putDir adds a directory entry: to the directory that is there, or in place of whatever else is.
@@ -129,9 +132,19 @@ func (b *Builder) makeDir(dir *inode, name string) (*inode, error) {
 		return nil, fmt.Errorf("the image has more than %d entries", b.limits.inodes)
 	}
 	n := b.newDir(dir)
-	b.setChild(dir, name, n)
+	n.dir.name = b.setChild(dir, name, n)
 	b.touch(n)
 	return n, nil
+}
+
+// attached says whether a directory is still in the tree.
+func (b *Builder) attached(n *inode) bool {
+	for ; n != b.root; n = n.dir.parent {
+		if n.dir.parent.dir.children[n.dir.name].inode != n {
+			return false
+		}
+	}
+	return true
 }
 
 // makeDirs makes the directories that walk didn't find.
@@ -204,7 +217,7 @@ const (
 )
 
 // whiteout hides what lower layers have at the place of a whiteout or of an opaque mark.
-func (b *Builder) whiteout(p path) error {
+func (b *Builder) whiteout(p layerPath) error {
 	name := p.base[len(whiteoutPrefix):]
 	if name == "" || name == "." || name == ".." {
 		return errors.New("the whiteout hides nothing that could have a name")

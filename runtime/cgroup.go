@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -90,11 +91,21 @@ func newCgroup(name string, r *cgroups.Resources) (*cgroup, error) {
 
 func (c *cgroup) mkdir() error {
 	for _, dir := range c.manager.GetPaths() {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return errors.Join(err, c.manager.Destroy())
+		err := os.MkdirAll(dir, 0o755)
+		// A container that ends may remove a parent that we share just before we use it (removeParents).
+		for n := 0; errors.Is(err, unix.ENOENT) && isDir(cgroupRoot) && n < 100; n++ {
+			err = os.MkdirAll(dir, 0o755)
+		}
+		if err != nil {
+			return errors.Join(err, c.destroy())
 		}
 	}
 	return nil
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
 }
 
 // join puts the process in, with all limits in force.
@@ -168,17 +179,18 @@ func (c *cgroup) destroy() error {
 	if err := c.kill(); err != nil {
 		return err
 	}
+	dirs := slices.Collect(maps.Values(c.manager.GetPaths())) // Destroy empties the map
 	if err := c.manager.Destroy(); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", c.path, err)
 	}
-	c.removeParents()
+	c.removeParents(dirs)
 	return nil
 }
 
 // removeParents removes the directories that createCgroup made above, as soon as they are empty.
-func (c *cgroup) removeParents() {
+func (c *cgroup) removeParents(dirs []string) {
 	depth := strings.Count(c.path, "/")
-	for _, dir := range c.manager.GetPaths() {
+	for _, dir := range dirs {
 		for range depth - 1 {
 			if dir = filepath.Dir(dir); unix.Rmdir(dir) != nil {
 				break // in use by another container

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -124,7 +125,11 @@ func (c *Container) prepareChild(p *plan) error {
 	}
 	if s := p.spec.Process.OOMScoreAdj; s != nil {
 		file := fmt.Sprintf("/proc/%d/oom_score_adj", c.process.Pid)
-		if err := os.WriteFile(file, []byte(strconv.Itoa(*s)), 0); err != nil {
+		err := os.WriteFile(file, []byte(strconv.Itoa(*s)), 0)
+		if errors.Is(err, os.ErrNotExist) {
+			err = unix.ESRCH // it died and was reaped
+		}
+		if err != nil {
 			return &SetupError{"set oom_score_adj", err}
 		}
 	}

@@ -126,10 +126,14 @@ func (c *Container) handshake(p *plan) error {
 		return fmt.Errorf("send the configuration to the first process: %w", c.childDied(err))
 	}
 	// The child works meanwhile: joining the first cgroup takes the kernel milliseconds (an RCU grace period).
-	if err := c.cgroup.join(c.process.Pid); err != nil {
-		return err
+	err := c.cgroup.join(c.process.Pid)
+	if err == nil {
+		err = c.prepareChild(p)
 	}
-	if err := c.prepareChild(p); err != nil {
+	if errors.Is(err, unix.ESRCH) {
+		err = c.childDied(err)
+	}
+	if err != nil {
 		return err
 	}
 	if err := c.sync.send(msgCgroup, nil); err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -192,6 +193,11 @@ func (p *plan) planProcess(CreateOptions) error {
 	for _, s := range append(pr.Args, pr.Env...) {
 		if strings.IndexByte(s, 0) >= 0 {
 			return badConfig("process", "%q has a NUL byte", s)
+		}
+	}
+	for _, id := range append([]uint32{pr.User.UID, pr.User.GID}, pr.User.AdditionalGids...) {
+		if id == math.MaxUint32 { // to setresuid(2), "leave it as it is"
+			return badConfig("process.user", "ID %d", id)
 		}
 	}
 	if u := pr.User.Umask; u != nil && *u > 0o777 {

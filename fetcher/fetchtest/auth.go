@@ -1,7 +1,6 @@
 package fetchtest
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -39,47 +38,52 @@ func (r *Registry) ExpireTokens() {
 
 // admit answers requests without the login, and those for a token.
 func (r *Registry) admit(w http.ResponseWriter, req *http.Request) bool {
+	status, body, bearer := r.judge(req)
+	switch {
+	case status == 0:
+		return true
+	case status == http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", challenge(req, bearer))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	fmt.Fprint(w, body)
+	return false
+}
+
+// judge returns the answer to a request that is not to reach the registry, else 0.
+func (r *Registry) judge(req *http.Request) (status int, body string, bearer bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.auth
 	if a == nil {
-		return true
+		return 0, "", false
 	}
 	user, password, _ := req.BasicAuth()
 	known := a.user == "" || user == a.user && password == a.password
 	switch {
-	case a.bearer && req.URL.Path == "/token":
-		a.giveToken(w, known)
-		return false
+	case a.bearer && req.URL.Path == "/token" && known:
+		a.tokens++
+		a.expired = false
+		return http.StatusOK, fmt.Sprintf(`{"token":%q,"expires_in":300}`, a.token()), true
 	case a.bearer && !a.expired && a.tokens > 0 && req.Header.Get("Authorization") == "Bearer "+a.token(),
 		!a.bearer && known:
-		return true
+		return 0, "", a.bearer
 	}
-	challenge := `Basic realm="test"`
-	if a.bearer {
-		challenge = fmt.Sprintf(`Bearer realm="http://%s/token",service="test"`, req.Host)
-		if repo, ok := repoOf(req.URL.Path); ok {
-			challenge += fmt.Sprintf(`,scope="repository:%s:pull"`, repo)
-		}
-	}
-	w.Header().Set("WWW-Authenticate", challenge)
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusUnauthorized)
-	fmt.Fprint(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
-	return false
+	return http.StatusUnauthorized, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`, a.bearer
 }
 
 func (a *auth) token() string { return fmt.Sprintf("token-%d", a.tokens) }
 
-func (a *auth) giveToken(w http.ResponseWriter, known bool) {
-	if !known {
-		w.WriteHeader(http.StatusUnauthorized)
-		return
+func challenge(req *http.Request, bearer bool) string {
+	if !bearer {
+		return `Basic realm="test"`
 	}
-	a.tokens++
-	a.expired = false
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]any{"token": a.token(), "expires_in": 300})
+	c := fmt.Sprintf(`Bearer realm="http://%s/token",service="test"`, req.Host)
+	if repo, ok := repoOf(req.URL.Path); ok {
+		c += fmt.Sprintf(`,scope="repository:%s:pull"`, repo)
+	}
+	return c
 }
 
 func repoOf(path string) (string, bool) {

@@ -93,14 +93,13 @@ func (x *Contents) copyChunk(r chunkRef, f *contentFile, fl *flight, p []byte, o
 // their place in the blob.
 func (x *Contents) startMissing(idx uint32, f *contentFile, off, n int64) (map[int64]*flight, error) {
 	var need []int64
-	last := -1
+	first, last := -1, -1
 	for at := off; at < off+n; {
 		k, i, ok := x.tree.ContentChunk(idx, at)
 		if !ok {
 			return nil, errors.New("the image tree is damaged")
 		}
 		at = k.Offset + k.Size
-		last = i
 		if isZeros(&k) || x.spill.get(chunkRef{idx, uint32(i)}) != nil {
 			continue
 		}
@@ -114,44 +113,45 @@ func (x *Contents) startMissing(idx uint32, f *contentFile, off, n int64) (map[i
 			}
 		}
 		need = append(need, k.BlobOff)
+		if first < 0 {
+			first = i
+		}
+		last = i
 	}
 	if len(need) == 0 {
 		return nil, nil
 	}
 	x.index.Do(x.buildIndex)
 	c, _ := x.tree.ContentInfo(idx)
-	return x.start(c.Layer, idx, last, need)
-}
-
-// start joins the flights of the members at need, and begins those that are not under way.
-func (x *Contents) start(layer int, idx uint32, last int, need []int64) (map[int64]*flight, error) {
 	slices.Sort(need)
-	need = slices.Compact(need)
-	wait := make(map[int64]*flight, len(need))
-	var fresh []blobMember
-	for _, off := range need {
-		m, ok := x.memberAt(layer, off)
+	var members []blobMember
+	for _, off := range slices.Compact(need) {
+		m, ok := x.memberAt(c.Layer, off)
 		if !ok || m.off != off {
 			return nil, errors.New("the image tree is damaged")
 		}
-		fresh = append(fresh, m)
+		members = append(members, m)
 	}
-	extra := x.plan(layer, idx, last, fresh)
+	return x.start(c.Layer, members, x.plan(c.Layer, idx, f, first, last, members))
+}
 
+// start joins the flights of the members of need, and begins those that are not under way, also of extra.
+func (x *Contents) start(layer int, need, extra []blobMember) (map[int64]*flight, error) {
+	wait := make(map[int64]*flight, len(need))
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closed {
 		return nil, os.ErrClosed
 	}
 	var begin []*flight
-	for i, m := range slices.Concat(fresh, extra) {
+	for i, m := range slices.Concat(need, extra) {
 		fl := x.flights[memberKey{layer, m.off}]
 		if fl == nil {
 			fl = &flight{blobMember: m, done: make(chan struct{})}
 			x.flights[memberKey{layer, m.off}] = fl
 			begin = append(begin, fl)
 		}
-		if i < len(fresh) {
+		if i < len(need) {
 			wait[m.off] = fl
 		}
 	}
@@ -229,14 +229,21 @@ func (x *Contents) request(layer int, part []*flight, held *heldRange) {
 	in := &bodyReader{r: body, count: &x.stats.fetchedBytes}
 	at := off
 	for i, fl := range part {
-		err := x.receive(layer, fl, in, fl.off-at)
+		whole, err := x.receive(layer, fl, in, fl.off-at)
 		if err != nil {
 			x.endAll(layer, part[i:], fmt.Errorf("fetch %d bytes at %d: %w", end-off, off, err))
+		} else {
+			x.endFlight(layer, fl, nil)
+		}
+		// After those who wait have gone on: it hashes the file.
+		for _, idx := range whole {
+			x.completeContent(idx)
+		}
+		if err != nil {
 			return
 		}
 		at = fl.end()
-		x.endFlight(layer, fl, nil)
-		held.releaseTo(fl.end())
+		held.releaseTo(at)
 	}
 }
 
@@ -255,25 +262,22 @@ func (x *Contents) endAll(layer int, run []*flight, err error) {
 	}
 }
 
-// receive reads one member, skip bytes further on in the body, and keeps its chunks. The error is the body's; a member that is damaged ends
-// in fl.bad.
-func (x *Contents) receive(layer int, fl *flight, in *bodyReader, skip int64) error {
+// receive reads one member, skip bytes further on in the body, and keeps its chunks. It returns the contents of which the last
+// chunk came. The error is the body's; a member that is damaged ends in fl.bad.
+func (x *Contents) receive(layer int, fl *flight, in *bodyReader, skip int64) (whole []uint32, err error) {
 	if _, err := io.CopyN(io.Discard, in, skip); err != nil {
-		return noEOF(err)
+		return nil, noEOF(err)
 	}
-	compressed := &io.LimitedReader{R: in, N: fl.size}
-	whole := x.unpack(layer, fl, compressed)
-	if in.err == nil {
+	body := &memberReader{LimitedReader: io.LimitedReader{R: in, N: fl.size}, body: in}
+	whole = x.unpack(layer, fl, body)
+	if !body.broken() {
 		// What is behind the last chunk: tar headers.
-		io.Copy(io.Discard, compressed)
+		io.Copy(io.Discard, body)
 	}
-	if in.err != nil || compressed.N > 0 {
-		return noEOF(in.err)
+	if body.broken() {
+		return whole, noEOF(in.err)
 	}
-	for _, idx := range whole {
-		x.completeContent(idx)
-	}
-	return nil
+	return whole, nil
 }
 
 // bodyReader counts what comes, and remembers the error it ended with.
@@ -292,3 +296,13 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	r.err = err
 	return n, err
 }
+
+// memberReader reads the bytes of one member.
+type memberReader struct {
+	io.LimitedReader
+	body *bodyReader
+}
+
+// broken reports whether the body ended, or failed, before the member's end. Then it is not the member's fault if it can't be
+// decompressed.
+func (r *memberReader) broken() bool { return r.N > 0 && r.body.err != nil }

@@ -29,10 +29,11 @@ type partial struct {
 	name    string   // of both, without suffix
 
 	mu     sync.Mutex
-	marks  []byte // guarded by mu; chunks known to be here; never more than the map has
-	here   int    // guarded by mu; how many of them
-	lies   bool   // guarded by mu; the whole has another digest than claimed
-	placed bool   // guarded by mu; moved to contents
+	marks  []byte   // guarded by mu; chunks known to be here; never more than the map has
+	here   int      // guarded by mu; how many of them
+	lies   bool     // guarded by mu; the whole has another digest than claimed
+	placed bool     // guarded by mu; moved to contents
+	seq    sequence // guarded by mu
 }
 
 // partialKey names the partial file of c.

@@ -12,12 +12,15 @@ import (
 	"github.com/veneerfs/veneer/unionfs"
 )
 
-// unpack decompresses a member, verifies its chunks and keeps them. What is wrong goes into fl. It returns the contents of which the last chunk came.
-func (x *Contents) unpack(layer int, fl *flight, r io.Reader) (whole []uint32) {
+// unpack decompresses a member, verifies its chunks and keeps them. What is wrong with them goes into fl, unless it was the body that broke. It returns the
+// contents of which the last chunk came.
+func (x *Contents) unpack(layer int, fl *flight, r *memberReader) (whole []uint32) {
 	fl.bad, fl.mem = map[chunkRef]error{}, map[chunkRef][]byte{}
 	z, err := openMember(x.layers[layer].Format, r)
 	if err != nil {
-		x.damaged(layer, fl, fl.refs, err)
+		if !r.broken() {
+			x.damaged(layer, fl, fl.refs, err)
+		}
 		return nil
 	}
 	defer z.Close()
@@ -31,7 +34,9 @@ func (x *Contents) unpack(layer int, fl *flight, r io.Reader) (whole []uint32) {
 		}
 		if k.Inner >= at { // else it is the chunk before once more
 			if b, err = readChunk(z, k.Inner-at, k.Size); err != nil {
-				x.damaged(layer, fl, fl.refs[i:], err)
+				if !r.broken() {
+					x.damaged(layer, fl, fl.refs[i:], err)
+				}
 				return whole
 			}
 			at = k.Inner + k.Size

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -22,7 +21,7 @@ type ContentsOptions struct {
 	OpenFiles int // descriptors kept for content that was read; 0 is 512, or less where RLIMIT_NOFILE is low
 	// Readahead is up to how many compressed bytes of the file being read one after the other a request brings ahead; 0 is 4 MiB, negative none.
 	Readahead int64
-	// Neighbours is up to how many compressed bytes of other files, next to a chunk in the blob, come with it; 0 is 64 KiB, negative none.
+	// Neighbours is up to how many compressed bytes of other files, next to a chunk in the blob, come with it; 0 is 256 KiB, negative none.
 	Neighbours int64
 }
 
@@ -40,7 +39,7 @@ func (o ContentsOptions) withDefaults(s *Store) ContentsOptions {
 		o.Readahead = 4 << 20
 	}
 	if o.Neighbours == 0 {
-		o.Neighbours = 64 << 10
+		o.Neighbours = 256 << 10
 	}
 	return o
 }
@@ -126,7 +125,7 @@ func (x *Contents) openLayers(sources []layerSource) error {
 	for i := range layers {
 		l := &x.layers[i]
 		l.Layer = layers[i]
-		l.lock.path = filepath.Join(x.store.root, "partial/layers", fmt.Sprintf("%x", l.Digest[:]))
+		l.lock.path = x.store.layerLockPath(l.Digest)
 		switch {
 		case l.Format == unionfs.FormatDir:
 			dir, err := os.Open(l.Path)

@@ -16,9 +16,6 @@ type stream struct {
 	err  error // set before done is closed
 }
 
-// errNotInLayer means that a layer does not hold what its TOC, or the tree, says.
-var errNotInLayer = errors.New("the layer does not hold it")
-
 // restore brings back a content that is missing from the store, by streaming its layer.
 func (x *Contents) restore(ctx context.Context, c *unionfs.Content) error {
 	if x.layers[c.Layer].source == nil {
@@ -31,9 +28,14 @@ func (x *Contents) restore(ctx context.Context, c *unionfs.Content) error {
 		}
 		return asEIO(fmt.Errorf("restore it: %w", err))
 	}
-	if !x.store.hasContent(c.Digest, c.Size) {
-		return asEIO(errNotInLayer)
+	f, err := x.openWhole(c)
+	if errors.Is(err, errAbsent) {
+		err = errNotInLayer
 	}
+	if err != nil {
+		return asEIO(err)
+	}
+	f.Close()
 	return errAgain
 }
 
@@ -84,29 +86,16 @@ func (x *Contents) streamLayer(ctx context.Context, layer int) error {
 // streamOnce streams a layer unless another process has just done so.
 func (x *Contents) streamOnce(layer int) error {
 	l := &x.layers[layer]
-	lock, err := lockFile(x.life, l.lock.path+".stream")
-	if err != nil {
-		return err
-	}
-	defer lock.unlock()
-	if x.hasLayer(layer) {
-		return nil
-	}
 	x.log.Info("streaming a layer whose content is needed", "layer", l.Digest.String())
-	x.stats.layersStreamed.Add(1)
-	x.stats.requests.Add(1)
-	return x.store.stream(x.life, l.source, countingProgress{x: x}, func(*unionfs.Entry) error { return nil })
-}
-
-// hasLayer reports whether every content of a layer is in the store.
-func (x *Contents) hasLayer(layer int) bool {
-	for idx := range uint32(x.tree.Totals().Contents) {
-		c, ok := x.tree.ContentInfo(idx)
-		if ok && c.Layer == layer && c.Size > 0 && !x.store.hasContent(c.Digest, c.Size) {
-			return false
-		}
+	streamed, err := x.store.fillLayer(x.life, l.source, x.tree, countingProgress{x: x})
+	if streamed {
+		x.stats.layersStreamed.Add(1)
+		x.stats.requests.Add(1)
 	}
-	return true
+	if errors.Is(err, errNotInLayer) {
+		return nil // who misses it finds out; others have what they need
+	}
+	return err
 }
 
 // countingProgress counts what a Contents streams.

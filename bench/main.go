@@ -74,6 +74,9 @@ func run(ctx context.Context, args []string) (err error) {
 		s, err := w.run(ctx, l)
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", w.name, err))
+			if s.verdict == "" {
+				s.verdict = fmt.Sprintf("**Not measured**: %v.", err)
+			}
 		}
 		sections = append(sections, s)
 	}

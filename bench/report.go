@@ -26,7 +26,7 @@ func render(l *lab, sections []section) string {
 	fmt.Fprintf(&b, "# veneer: what it shows\n\nMade by `make bench`. Image: %s.\n\n%s\n", l.what, machine())
 	for _, s := range sections {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", s.title, s.about)
-		if len(s.head) > 0 {
+		if len(s.rows) > 0 {
 			row(&b, s.head)
 			row(&b, slices.Repeat([]string{"---"}, len(s.head)))
 			for _, r := range s.rows {

@@ -28,7 +28,7 @@ func start(ctx context.Context, l *lab) (s section, err error) {
 	}
 	st := l.store("start")
 	veneer := func() error {
-		_, err := output(st.command(ctx, "run", "--rm", l.ref, "true"))
+		_, err := output(st.command(ctx, "run", "--rm", "--entrypoint", "", l.ref, "true"))
 		return err
 	}
 	onMounted := func() error { return o.runc(ctx, "mounted") }

@@ -122,6 +122,7 @@ func (f *FS) setAttr(ino Ino, set *unionfs.SetAttr) (size int64, err error) {
 				return 0, err
 			}
 		}
+		t.frees = set.Size < size
 		t.resize(ino, set.Size)
 		m.touch(t.now)
 	}

@@ -211,6 +211,7 @@ func (t *tx) noBacking(ino Ino, b *backing) error {
 	if seen != b.mtime {
 		m.touch(seen)
 	}
+	t.frees = true // not so, but what the kernel has written must be known
 	t.tag(tagNoBacking, ino)
 	t.u(uint64(size))
 	t.time(m.time(mtime))

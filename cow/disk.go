@@ -67,6 +67,14 @@ func (d *disk) truncate(step string, file *os.File, size int64) error {
 	return file.Truncate(size)
 }
 
+// reserve gives a file blocks without making it longer.
+func (d *disk) reserve(step string, file *os.File, off, n int64) error {
+	if err := d.step("%s", step); err != nil {
+		return err
+	}
+	return unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
 func (d *disk) sync(step string, file *os.File) error {
 	if err := d.step("%s", step); err != nil {
 		return err

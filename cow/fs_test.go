@@ -141,11 +141,18 @@ func (x *fixture) open() {
 }
 
 // crash is the death of the server: nothing is written any more.
-func (x *fixture) crash() {
-	x.op.Lock()
-	x.closed = true
-	x.op.Unlock()
-	x.release()
+func (x *fixture) crash() { abandon(x.FS) }
+
+func abandon(f *FS) {
+	f.op.Lock()
+	closed := f.closed
+	f.closed = true
+	f.op.Unlock()
+	if closed {
+		return
+	}
+	f.compactor.Wait()
+	f.release()
 }
 
 // reopen is a crash and a new server.

@@ -3,6 +3,7 @@ package cow
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -79,8 +80,8 @@ func decodeHeader(b []byte, file string, magic [8]byte, tree [16]byte) (header, 
 	if v := binary.LittleEndian.Uint32(b[8:]); v > formatVersion {
 		return h, &VersionError{file, v, formatVersion}
 	}
-	if binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[16:headerSize], castagnoli) {
-		return h, &DamageError{file, 12, "the header's checksum is wrong"}
+	if binary.LittleEndian.Uint32(b[8:]) == 0 || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[16:headerSize], castagnoli) {
+		return h, &DamageError{file, 12, "the header is damaged"}
 	}
 	h.magic = magic
 	copy(h.tree[:], b[16:])
@@ -136,6 +137,7 @@ type journal struct {
 
 	mu     sync.Mutex // guards what follows
 	off    int64      // where the next record goes
+	room   int64      // up to here the disk has blocks for it
 	seq    uint64     // of the last record
 	synced int64      // what is known to be on stable storage
 	named  bool       // the file's name is on stable storage
@@ -162,13 +164,45 @@ func createJournal(d *disk, tree [16]byte, gen, seq uint64) (*journal, error) {
 		file.Close()
 		return nil, fmt.Errorf("create %s: %w", name, err)
 	}
-	return &journal{disk: d, name: name, file: file, gen: gen, sum: saltSum(h.salt), off: headerSize, seq: seq}, nil
+	j := &journal{disk: d, name: name, file: file, gen: gen, sum: saltSum(h.salt), off: headerSize, seq: seq}
+	if err := j.reserve(0, false); err != nil {
+		file.Close()
+		return nil, errors.Join(fmt.Errorf("create %s: %w", name, err), d.remove(name))
+	}
+	return j, nil
 }
 
-// append writes one frame. After an error the journal is as before, and the next append may succeed.
-func (j *journal) append(frame []byte) error {
+// Blocks are reserved reserveChunk bytes at a time. The last reserveLast of them are for operations that free
+// something: so a file can still be removed when the disk is full.
+const (
+	reserveChunk = 256 << 10
+	reserveLast  = 64 << 10
+)
+
+// reserve sees to it that the next n bytes have blocks. It needs mu, or a journal that nobody knows yet.
+func (j *journal) reserve(n int64, frees bool) error {
+	if j.off+n+reserveLast <= j.room {
+		return nil
+	}
+	err := j.disk.reserve("reserve journal", j.file, j.off, n+reserveChunk)
+	if err == nil {
+		j.room = j.off + n + reserveChunk
+		return nil
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || frees && j.off+n <= j.room {
+		return nil
+	}
+	return err
+}
+
+// append writes one frame; frees says that the operation makes room on the disk. After an error the journal is as
+// before, and the next append may succeed.
+func (j *journal) append(frame []byte, frees bool) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if err := j.reserve(int64(len(frame)), frees); err != nil {
+		return fmt.Errorf("append to journal: %w", err)
+	}
 	seal(frame, j.seq+1, j.sum)
 	if err := j.disk.write("append to journal", j.file, frame, j.off); err != nil {
 		// Should this fail too: what is left there is no whole record, so it is a torn tail until it is overwritten.

@@ -260,6 +260,7 @@ func (t *tx) drop(d, m *meta) {
 	} else {
 		m.nlink--
 	}
+	t.frees = m.nlink == 0
 	m.setTime(ctime, t.now)
 }
 

@@ -61,19 +61,19 @@ func (f *FS) Rename(oldDir Ino, oldName string, newDir Ino, newName string, flag
 }
 
 func (t *tx) findMove(m *move) (err error) {
-	if m.od, m.fm, m.from, err = t.victim(m.oldDir, m.oldName); err != nil {
-		return err
-	}
 	if err := checkName(m.newName); err != nil {
 		return err
 	}
 	if m.nd, err = t.edit(m.newDir); err != nil {
 		return err
 	}
-	switch {
-	case !m.nd.isDir():
+	if !m.nd.isDir() {
 		return syscall.ENOTDIR
-	case m.nd.nlink == 0:
+	}
+	if m.od, m.fm, m.from, err = t.victim(m.oldDir, m.oldName); err != nil {
+		return err
+	}
+	if m.nd.nlink == 0 {
 		return syscall.ENOENT
 	}
 	if to, ok := t.f.lookup(m.newDir, m.newName); ok {

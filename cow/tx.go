@@ -17,6 +17,7 @@ type tx struct {
 	n      int
 	// touched is the inode that a data or resize of this record gives the mtime and ctime of now.
 	touched Ino
+	frees   bool // the operation makes room on a disk that may be full
 }
 
 type staged struct {
@@ -42,7 +43,7 @@ func (f *FS) fill() *tx {
 	t := &f.tx
 	t.now = f.opts.Clock()
 	t.buf = append(t.buf[:0], make([]byte, frameHeader)...)
-	t.n, t.touched = 0, 0
+	t.n, t.touched, t.frees = 0, 0, false
 	return t
 }
 
@@ -158,7 +159,7 @@ func (t *tx) commit() error {
 	if len(t.buf) == frameHeader {
 		return nil
 	}
-	if err := f.journal.append(t.buf); err != nil {
+	if err := f.journal.append(t.buf, t.frees); err != nil {
 		return err
 	}
 	f.st.Lock()

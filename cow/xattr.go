@@ -204,6 +204,7 @@ func (f *FS) RemoveXattr(ino Ino, name string) error {
 	if _, ok := f.xattr(ino, name); !ok {
 		return syscall.ENODATA
 	}
+	t.frees = true
 	t.removeXattr(ino, name)
 	m.setTime(ctime, t.now)
 	return t.commit()

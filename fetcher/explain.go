@@ -31,25 +31,47 @@ func (r *repository) explain(ctx context.Context, err error) error {
 		}
 		return r.statusToError(answer.StatusCode, strings.Join(details, "; "), "repository "+r.name.repo)
 	}
+	if typed := typedError(err); typed != nil {
+		return typed
+	}
+	// What is left are answers that the login, or the following of redirects, can make nothing of.
+	return &ResponseError{Host: r.name.host, Reason: printable(err.Error())}
+}
+
+// explainBody is explain for an error with which a body ended.
+func (r *repository) explainBody(ctx context.Context, err error) error {
+	if cause := ctx.Err(); cause != nil {
+		return cause
+	}
 	return explainNetwork(r.name.host, err)
 }
 
-// explainNetwork gives an error of a connection its type and a reason that people understand.
-func explainNetwork(host string, err error) error {
+// typedError returns the error of this package in err, or nil.
+func typedError(err error) error {
 	var network *NetworkError
 	var scheme *SchemeError
-	var response *ResponseError
 	var certificate *CertificateError
+	var response *ResponseError
 	switch {
 	case errors.As(err, &network):
 		return network
 	case errors.As(err, &scheme):
 		return scheme
-	case errors.As(err, &response):
-		return response
 	case errors.As(err, &certificate):
 		return certificate
-	case errors.Is(err, http.ErrSchemeMismatch):
+	case errors.As(err, &response):
+		return response
+	}
+	return nil
+}
+
+// explainNetwork gives an error of a connection its type and a reason that people understand.
+func explainNetwork(host string, err error) error {
+	var record tls.RecordHeaderError
+	switch typed := typedError(err); {
+	case typed != nil:
+		return typed
+	case errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/":
 		return &SchemeError{Host: host, TLS: false}
 	case isTLSAnswer(err):
 		return &SchemeError{Host: host, TLS: true}
@@ -68,8 +90,7 @@ func isTLSAnswer(err error) bool {
 func isTLSFailure(err error) bool {
 	var verification *tls.CertificateVerificationError
 	var alert tls.AlertError
-	var record tls.RecordHeaderError
-	return errors.As(err, &verification) || errors.As(err, &alert) || errors.As(err, &record)
+	return errors.As(err, &verification) || errors.As(err, &alert)
 }
 
 func tlsCause(err error) error {
@@ -106,7 +127,7 @@ func reasonOf(err error) string {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return "no answer in time"
 	}
-	return err.Error()
+	return printable(err.Error())
 }
 
 // statusError reads what the registry says to an answer with an error status, and closes it.

@@ -208,7 +208,7 @@ func (r *repository) readAll(ctx context.Context, resp *http.Response, what stri
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, r.explain(ctx, err)
+		return nil, r.explainBody(ctx, err)
 	}
 	if int64(len(body)) > limit {
 		return nil, imageErrorf("%s has more than the %d bytes that are allowed", what, limit)

@@ -55,7 +55,7 @@ func checkRange(off, n int64, d ocispec.Descriptor) error {
 // retry decides what happens after a body was cut.
 func (b *registryBlob) retry(ctx context.Context) func(error, int) error {
 	return func(err error, failures int) error {
-		err = b.repo.explain(ctx, err)
+		err = b.repo.explainBody(ctx, err)
 		if ctx.Err() != nil || failures >= b.repo.c.opts.Tries {
 			return err
 		}
@@ -78,7 +78,7 @@ func (b *registryBlob) openFrom(ctx context.Context, off int64) (io.ReadCloser, 
 	}
 	if _, err := io.CopyN(io.Discard, body, off); err != nil {
 		body.Close()
-		return nil, b.repo.explain(ctx, err)
+		return nil, b.repo.explainBody(ctx, err)
 	}
 	return body, nil
 }

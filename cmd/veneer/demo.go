@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +13,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,17 +23,21 @@ import (
 	"github.com/veneerfs/veneer/fetcher/embedded/slowlink"
 )
 
-// The demo's image and link.
-const (
-	demoParts    = 3
-	demoPartSize = 104 << 20 // bytes
-	demoRate     = 100e6     // bits per second
-	demoRTT      = 20 * time.Millisecond
-	demoSpace    = 1 << 30 // bytes: the image in the registry, and pulled whole once
-)
+// demoScale is how big the demo's image and how slow its link is.
+type demoScale struct {
+	ballast hostimage.Ballast
+	rate    float64 // bits per second
+	rtt     time.Duration
+}
 
-// demoCommand says hello first and then reads a little of something big.
-const demoCommand = `echo "hello from the image"; ls -l /data | tail -n 1; tail -c 65536 /data/part-2 | sha256sum`
+// demoFull is what `veneer demo` shows.
+var demoFull = demoScale{hostimage.Ballast{Parts: 3, Size: 104 << 20}, 100e6, 20 * time.Millisecond}
+
+// demoCommand says hello first and then reads a little, demoTail bytes, of something big.
+const (
+	demoCommand = `echo "hello from the image"; ls -l /data | tail -n 1; tail -c 65536 /data/part-2 | sha256sum`
+	demoTail    = 65536
+)
 
 func newDemoCmd(a *app) *cobra.Command {
 	return &cobra.Command{
@@ -46,20 +51,30 @@ one temporary directory (TMPDIR chooses where), and nothing of it is left in the
 			if err := a.needRoot("run containers"); err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(c.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+			// SIGPIPE too: whoever reads our output may go away, and we still have to clean up.
+			ctx, stop := signal.NotifyContext(c.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
 			defer stop()
-			return a.demo(ctx)
+			return a.demo(ctx, demoFull)
 		},
 	}
 }
 
 // demo tells its story from beginning to end and removes what it made.
-func (a *app) demo(ctx context.Context) (err error) {
-	d, err := a.newDemo()
+func (a *app) demo(ctx context.Context, scale demoScale) (err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	d, err := a.newDemo(exe, scale)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
+	return d.tell(ctx)
+}
+
+// tell goes through the story.
+func (d *demo) tell(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
 		d.build, d.runCold, d.runWarm, d.change, d.chown, d.pullWhole,
 	} {
@@ -75,9 +90,10 @@ func (a *app) demo(ctx context.Context) (err error) {
 
 // demo is the machinery of a demo that runs.
 type demo struct {
+	demoScale
 	out  io.Writer
 	log  io.Writer // messages of our commands
-	exe  string    // this binary
+	exe  string    // the veneer binary
 	dir  string    // everything is below it
 	step int
 
@@ -86,6 +102,7 @@ type demo struct {
 	link     *slowlink.Link
 	image    string // reference, by way of the link
 	built    hostimage.Built
+	tail     string    // sha256 of the bytes that the command reads
 	rows     []demoRow // of the table
 }
 
@@ -97,16 +114,12 @@ type demoRow struct {
 }
 
 // newDemo starts the registry and the link.
-func (a *app) newDemo() (*demo, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
-	}
+func (a *app) newDemo(exe string, scale demoScale) (*demo, error) {
 	dir, err := os.MkdirTemp("", "veneer-demo-")
 	if err != nil {
 		return nil, err
 	}
-	d := &demo{out: a.stdout, log: a.stderr, exe: exe, dir: dir}
+	d := &demo{demoScale: scale, out: a.stdout, log: a.stderr, exe: exe, dir: dir}
 	if err := d.serve(); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
@@ -118,9 +131,11 @@ func (d *demo) serve() error {
 	if err := unix.Statfs(d.dir, &fs); err != nil {
 		return fmt.Errorf("measure %s: %w", d.dir, err)
 	}
-	if free := int64(fs.Bavail) * fs.Bsize; free < demoSpace {
-		return fmt.Errorf("%s has %d MB free and the demo needs %d MB: set TMPDIR to another directory",
-			filepath.Dir(d.dir), free>>20, demoSpace>>20)
+	// In the registry, pulled whole once, and what else there is.
+	need := 2*int64(d.ballast.Parts)*d.ballast.Size + 100<<20
+	if free := int64(fs.Bavail) * fs.Bsize; free < need {
+		return fmt.Errorf("%s has %s free and the demo needs %s: set TMPDIR to another directory",
+			filepath.Dir(d.dir), megabytes(free), megabytes(need))
 	}
 	blobs := filepath.Join(d.dir, "registry")
 	if err := os.Mkdir(blobs, 0o700); err != nil {
@@ -133,7 +148,7 @@ func (d *demo) serve() error {
 	}
 	d.server = &http.Server{Handler: d.registry}
 	go d.server.Serve(ln) // until close
-	if d.link, err = slowlink.New(ln.Addr().String(), demoRate, demoRTT); err != nil {
+	if d.link, err = slowlink.New(ln.Addr().String(), d.rate, d.rtt); err != nil {
 		return err
 	}
 	d.image = d.link.Addr() + "/demo"
@@ -154,15 +169,22 @@ func (d *demo) close() error {
 
 // removeContainers removes the containers that an interrupted story has left.
 func (d *demo) removeContainers() error {
-	root := filepath.Join(d.dir, "lazy")
-	if _, err := os.Stat(root); err != nil {
-		return nil // the story had not begun
+	for _, store := range []string{"lazy", "whole"} {
+		if _, err := os.Stat(filepath.Join(d.dir, store)); err != nil {
+			continue // the story did not get there
+		}
+		ctx := context.Background()
+		ids, err := d.command(ctx, store, "ps", "--all", "--quiet").Output()
+		if err != nil {
+			return fmt.Errorf("list the demo's containers: %w", err)
+		}
+		if left := strings.Fields(string(ids)); len(left) > 0 {
+			if err := d.command(ctx, store, append([]string{"rm", "--force"}, left...)...).Run(); err != nil {
+				return fmt.Errorf("remove the demo's containers: %w", err)
+			}
+		}
 	}
-	ids, err := d.command(context.Background(), "lazy", "ps", "--all", "--quiet").Output()
-	if err != nil || len(ids) == 0 {
-		return err
-	}
-	return d.command(context.Background(), "lazy", append([]string{"rm", "--force"}, strings.Fields(string(ids))...)...).Run()
+	return nil
 }
 
 // build makes the image.
@@ -170,15 +192,18 @@ func (d *demo) build(context.Context) error {
 	d.say("Build an image and put it into a registry on this machine.")
 	begun := time.Now()
 	var err error
-	d.built, err = hostimage.Add(d.registry, "demo", "latest", hostimage.Ballast{Parts: demoParts, Size: demoPartSize}, func(layer string) {
+	d.built, err = hostimage.Add(d.registry, "demo", "latest", d.ballast, func(layer string) {
 		fmt.Fprintf(d.out, "   layer: %s\n", layer)
 	})
 	if err != nil {
 		return err
 	}
+	if d.tail, err = tailSum(hostimage.BallastReader(2, d.ballast.Size), d.ballast.Size-demoTail); err != nil {
+		return err
+	}
 	fmt.Fprintf(d.out, "%s: %d layers, %s, eStargz, built in %s\n",
 		d.image, d.built.Layers, megabytes(d.built.Compressed), seconds(time.Since(begun)))
-	fmt.Fprintf(d.out, "The registry is behind a link of %.0f Mbit/s with a round trip of %d ms.\n", demoRate/1e6, demoRTT.Milliseconds())
+	fmt.Fprintf(d.out, "The registry is behind a link of %.0f Mbit/s with a round trip of %d ms.\n", d.rate/1e6, d.rtt.Milliseconds())
 	return nil
 }
 
@@ -240,13 +265,12 @@ func (d *demo) pullWhole(ctx context.Context) error {
 // table sums the story up.
 func (d *demo) table() error {
 	d.say("What it took")
-	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', tabwriter.AlignRight|tabwriter.Debug)
-	fmt.Fprintf(w, "\tbytes in the image\tbytes fetched\ttime to first output\t\n")
+	fmt.Fprintf(d.out, "%-22s %14s %15s %8s %14s\n", "", "bytes in image", "bytes fetched", "", "first output")
 	for _, r := range d.rows {
-		fmt.Fprintf(w, "%s\t%s\t%s (%.1f %%)\t%s\t\n", r.what, megabytes(d.built.Compressed), megabytes(r.fetched),
+		fmt.Fprintf(d.out, "%-22s %14s %15s %6.1f %% %14s\n", r.what, megabytes(d.built.Compressed), megabytes(r.fetched),
 			100*float64(r.fetched)/float64(d.built.Compressed), seconds(r.first))
 	}
-	return w.Flush()
+	return nil
 }
 
 // measure runs script in the image and keeps a row for the table.
@@ -257,7 +281,7 @@ func (d *demo) measure(ctx context.Context, what, store, script string) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(out, "hello from the image\n") {
+	if !strings.HasPrefix(out, "hello from the image\n") || !strings.Contains(out, d.tail) {
 		return fmt.Errorf("the container said %q", out)
 	}
 	fetched := d.link.Received() - before
@@ -270,6 +294,16 @@ func (d *demo) measure(ctx context.Context, what, store, script string) error {
 func (d *demo) say(title string) {
 	d.step++
 	fmt.Fprintf(d.out, "\n%d. %s\n", d.step, title)
+}
+
+// tailSum returns the sha256 of what r has after skip bytes.
+func tailSum(r io.Reader, skip int64) (string, error) {
+	h := sha256.New()
+	if _, err := io.CopyN(io.Discard, r, skip); err != nil {
+		return "", err
+	}
+	_, err := io.Copy(h, r)
+	return hex.EncodeToString(h.Sum(nil)), err
 }
 
 func megabytes(n int64) string       { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }

@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// demoGrace is how long an interrupted command gets before it is killed.
-const demoGrace = 5 * time.Second
+// demoGrace is how long an interrupted command gets before it is killed: a container's first process often ignores
+// signals, and is removed later.
+const demoGrace = time.Second
 
 // veneer runs one of our own commands with a store of the demo's, shows it and what it prints, and returns its standard
 // output. first, if not nil, is called with the first byte of it.

@@ -123,16 +123,19 @@ func hostFacts(t *testing.T, root string) []fact {
 	t.Helper()
 	var all []fact
 	first := map[fileID]string{}
-	err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
+	for todo := []string{"."}; len(todo) > 0; {
+		rel := todo[0]
+		todo = todo[1:]
+		f, ok := hostFact(t, filepath.Join(root, rel), rel)
+		if !ok {
+			continue
 		}
-		rel, _ := filepath.Rel(root, path)
-		all = append(all, hostFact(t, path, rel))
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
+		all = append(all, f)
+		if f.mode&unix.S_IFMT == unix.S_IFDIR {
+			for _, name := range hostNames(t, filepath.Join(root, rel)) {
+				todo = append(todo, filepath.Join(rel, name))
+			}
+		}
 	}
 	slices.SortFunc(all, func(a, b fact) int { return strings.Compare(a.path, b.path) })
 	for i := range all {
@@ -148,10 +151,28 @@ func hostFacts(t *testing.T, root string) []fact {
 	return all
 }
 
-func hostFact(t *testing.T, path, rel string) fact {
+func hostNames(t *testing.T, dir string) []string {
+	t.Helper()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// hostFact is false for a name that can be listed but not found, as overlayfs has them: a whiteout in a directory
+// that only one layer has.
+func hostFact(t *testing.T, path, rel string) (fact, bool) {
 	t.Helper()
 	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
+	if err := unix.Lstat(path, &st); err == unix.ENOENT {
+		return fact{}, false
+	} else if err != nil {
 		t.Fatal(err)
 	}
 	f := fact{path: rel, mode: st.Mode, uid: st.Uid, gid: st.Gid, nlink: uint32(st.Nlink), rdev: st.Rdev,
@@ -160,7 +181,7 @@ func hostFact(t *testing.T, path, rel string) fact {
 	case unix.S_IFREG:
 		text, err := os.ReadFile(path)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("read %s, %d links: %v", rel, st.Nlink, err)
 		}
 		f.text = string(text)
 	case unix.S_IFLNK:
@@ -169,7 +190,7 @@ func hostFact(t *testing.T, path, rel string) fact {
 	buf := make([]byte, 1<<16)
 	n, err := unix.Llistxattr(path, buf)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("list xattrs of %s: %v", path, err)
 	}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
 		if name == "" {
@@ -182,7 +203,7 @@ func hostFact(t *testing.T, path, rel string) fact {
 		}
 		f.xattrs[name] = string(value[:n])
 	}
-	return f
+	return f, true
 }
 
 // writeImage writes an OCI image layout with a tag "tag".

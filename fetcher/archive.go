@@ -123,22 +123,32 @@ func (a *archiveSource) index(ctx context.Context, f *os.File) (*archive, error)
 	if have != nil && os.SameFile(have.info, info) && have.info.Size() == info.Size() && have.info.ModTime().Equal(info.ModTime()) {
 		return have, nil
 	}
-	index, err := indexArchive(ctx, f, info)
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("read OCI archive %s: it is not a regular file", a.ref.path)
+	}
+	members, err := indexArchive(ctx, f, info.Size())
 	if err != nil {
 		return nil, fmt.Errorf("read OCI archive %s: %w", a.ref.path, err)
 	}
+	index := &archive{info: info, members: members}
 	a.c.mu.Lock()
 	a.c.archives[a.ref.path] = index
 	a.c.mu.Unlock()
 	return index, nil
 }
 
+// archiveFile is what indexing needs of a file.
+type archiveFile interface {
+	io.ReadSeeker
+	io.ReaderAt
+}
+
 // indexArchive goes from header to header; what lies between is skipped, not read.
-func indexArchive(ctx context.Context, f *os.File, info os.FileInfo) (*archive, error) {
-	if err := checkArchive(f, info); err != nil {
+func indexArchive(ctx context.Context, f archiveFile, size int64) (map[string]member, error) {
+	if err := refuseCompressed(f); err != nil {
 		return nil, err
 	}
-	index := &archive{info: info, members: make(map[string]member)}
+	members := make(map[string]member)
 	r := tar.NewReader(f)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -146,7 +156,7 @@ func indexArchive(ctx context.Context, f *os.File, info os.FileInfo) (*archive, 
 		}
 		h, err := r.Next()
 		if err == io.EOF {
-			return index, nil
+			return members, nil
 		}
 		if err != nil {
 			return nil, err
@@ -154,18 +164,26 @@ func indexArchive(ctx context.Context, f *os.File, info os.FileInfo) (*archive, 
 		if h.Typeflag != tar.TypeReg || isSparse(h) {
 			continue
 		}
-		if len(index.members) == maxMembers {
+		if len(members) == maxMembers {
 			return nil, imageErrorf("it has more than %d members", maxMembers)
 		}
 		off, err := f.Seek(0, io.SeekCurrent) // tar.Reader reads headers by whole blocks and nothing ahead
 		if err != nil {
 			return nil, err
 		}
-		if h.Size > info.Size()-off {
+		if h.Size > size-off {
 			return nil, io.ErrUnexpectedEOF
 		}
-		index.members[strings.TrimPrefix(path.Clean("/"+h.Name), "/")] = member{off, h.Size}
+		if name := strings.TrimPrefix(path.Clean("/"+h.Name), "/"); isLayoutName(name) {
+			members[name] = member{off, h.Size}
+		}
 	}
+}
+
+// isLayoutName keeps members out that nothing will ask for.
+func isLayoutName(name string) bool {
+	hex, isBlob := strings.CutPrefix(name, "blobs/sha256/")
+	return name == ocispec.ImageIndexFile || isBlob && hexDigestRule.MatchString(hex)
 }
 
 // isSparse: the bytes of a sparse member are not those that lie in the tar. No one writes blobs so.
@@ -178,11 +196,8 @@ func isSparse(h *tar.Header) bool {
 	return h.Typeflag == tar.TypeGNUSparse
 }
 
-// checkArchive refuses what cannot be read in place.
-func checkArchive(f *os.File, info os.FileInfo) error {
-	if !info.Mode().IsRegular() {
-		return errors.New("it is not a regular file")
-	}
+// refuseCompressed recognises what cannot be read in place.
+func refuseCompressed(f io.ReaderAt) error {
 	start := make([]byte, 4)
 	if _, err := f.ReadAt(start, 0); err != nil && err != io.EOF {
 		return err

@@ -78,7 +78,7 @@ func monitorMain(args []string) int {
 func (m *monitor) main(name, level string) int {
 	m.box = newSandbox()
 	var err error
-	if m.server, err = newServer([]string{name, level}, m.lock, os.Stderr, m.streams[2]); err != nil {
+	if m.server, err = newServer([]string{name, m.run(m.id), level}, m.lock, os.Stderr, m.streams[2]); err != nil {
 		m.discard(&container{ID: m.id, Name: name})
 		return m.report(runOutcome{exitVeneer, fmt.Sprintf("start the file server: %v", err)})
 	}
@@ -94,7 +94,7 @@ func (m *monitor) main(name, level string) int {
 		m.clearUp()
 		return m.report(runOutcome{exitVeneer, err.Error()})
 	}
-	return m.report(m.run())
+	return m.report(m.live())
 }
 
 // awaitJob is false if the command line ended before it had one.
@@ -122,8 +122,8 @@ func (m *monitor) awaitJob() bool {
 	}
 }
 
-// run runs the container from its mount to its end, and leaves nothing of it but what is kept.
-func (m *monitor) run() runOutcome {
+// live runs the container from its mount to its end, and leaves nothing of it but what is kept.
+func (m *monitor) live() runOutcome {
 	out, err := m.bringUp()
 	if err == nil {
 		out = m.attend()

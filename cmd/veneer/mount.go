@@ -181,18 +181,21 @@ func (a *app) serveMount(job serverJob) error {
 		return err
 	}
 	defer log.Close()
-	s, err := newServer([]string{job.Dir, a.logLevel}, lock, log, nil)
+	s, err := newServer([]string{job.Dir, mounts, a.logLevel}, lock, log, nil)
 	if err != nil {
 		return err
 	}
-	if err := a.handOver(s, job, tmp); err != nil {
+	if err := a.handOver(s, &job, tmp); err != nil {
 		s.wait(nil)
+		if job.Record != "" {
+			os.RemoveAll(job.Record)
+		}
 		return err
 	}
 	return nil
 }
 
-func (a *app) handOver(s *serverClient, job serverJob, tmp string) error {
+func (a *app) handOver(s *serverClient, job *serverJob, tmp string) error {
 	source := job.Image
 	if source == "" {
 		source = "veneer"
@@ -214,7 +217,7 @@ func (a *app) handOver(s *serverClient, job serverJob, tmp string) error {
 		if err := a.recordMount(s, job, tmp); err != nil {
 			return err
 		}
-		if err := s.open(job); err != nil {
+		if err := s.open(*job); err != nil {
 			return err
 		}
 		return s.serve(device, fuse)
@@ -226,7 +229,7 @@ func (a *app) handOver(s *serverClient, job serverJob, tmp string) error {
 }
 
 // recordMount gives the record its name. What has it already is of a mount that is gone: the number was given anew.
-func (a *app) recordMount(s *serverClient, job serverJob, tmp string) error {
+func (a *app) recordMount(s *serverClient, job *serverJob, tmp string) error {
 	id, err := identify(s.proc.Pid)
 	if err != nil {
 		return err

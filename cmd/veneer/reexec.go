@@ -10,7 +10,7 @@ import (
 const (
 	rolePrefix  = "veneer: "
 	roleMonitor = rolePrefix + "monitor" // NAME ROOT RUNROOT ID LOGLEVEL
-	roleServer  = rolePrefix + "server"  // NAME LOGLEVEL
+	roleServer  = rolePrefix + "server"  // NAME RUNDIR LOGLEVEL
 )
 
 // reexec starts our own binary in another part, in a session of its own, with files as its descriptors from 0 on.

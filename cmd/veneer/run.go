@@ -188,7 +188,8 @@ func checkHostname(name string) error {
 	return nil
 }
 
-// parseEnv resolves the -e flags: K takes the variable from our own environment, if it is there.
+// parseEnv resolves the -e flags: K takes the variable from our own environment. If it is not there, K stays as it is, which takes
+// the image's variable away.
 func parseEnv(flags []string) ([]string, error) {
 	var env []string
 	for _, kv := range flags {
@@ -197,11 +198,9 @@ func parseEnv(flags []string) ([]string, error) {
 			return nil, fmt.Errorf("invalid environment variable: %q", kv)
 		}
 		if !isSet {
-			v, ok := os.LookupEnv(k)
-			if !ok {
-				continue
+			if v, ok := os.LookupEnv(k); ok {
+				kv = k + "=" + v
 			}
-			kv = k + "=" + v
 		}
 		env = append(env, kv)
 	}

@@ -32,14 +32,14 @@ type server struct {
 }
 
 func serverMain(args []string) int {
-	if len(args) != 2 {
+	if len(args) != 3 {
 		fmt.Fprintln(os.Stderr, "veneer: server: not for use by hand")
 		return exitVeneer
 	}
 	unix.Umask(0o022)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE)
 	s := &server{
-		log:  newLog(args[1], "server", inherited(serverUser, "stderr")),
+		log:  newLog(args[2], "server", inherited(serverUser, "stderr")),
 		lock: inherited(serverLock, "lock"),
 	}
 	var err error

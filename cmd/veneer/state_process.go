@@ -81,6 +81,9 @@ func startTime(pid int) (uint64, error) {
 	if len(rest) < 20 {
 		return 0, fmt.Errorf("read /proc/%d/stat: %d fields", pid, len(rest))
 	}
+	if rest[0] == "Z" || rest[0] == "X" {
+		return 0, fmt.Errorf("process %d has ended", pid) // and its parent did not look yet
+	}
 	return strconv.ParseUint(rest[19], 10, 64)
 }
 

@@ -78,16 +78,33 @@ func onJoinedThread(join []specs.LinuxNamespace, start func() error) (release fu
 	defer mnt.Close()
 	done := make(chan struct{})
 	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	go onDisposableThread(func() {
 		err := joinNamespaces(mnt, join)
 		if err == nil {
 			err = start()
 		}
 		result <- err
 		<-done
-	}()
+	})
 	return func() { close(done) }, <-result
+}
+
+// onDisposableThread runs f on a thread that ends with it. The process's first thread cannot end, and what /proc/self shows are its
+// namespaces: if we are on it, it is held while another one does the work.
+func onDisposableThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return // still locked, so the thread ends
+	}
+	defer runtime.UnlockOSThread()
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-finished
 }
 
 func joinNamespaces(mnt *os.File, join []specs.LinuxNamespace) error {

@@ -36,7 +36,6 @@ type Container struct {
 	spec    *specs.Spec
 	log     *slog.Logger
 	process *os.Process
-	started time.Time
 	cgroup  *cgroup
 	console *os.File
 

@@ -12,7 +12,11 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
+
+// The first thread is kept out of the tests: some change the namespaces of theirs, and /proc/self shows the first's.
+func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
 	Main()
@@ -112,6 +116,14 @@ func tryCreate(t *testing.T, root string, spec *specs.Spec) (*Container, func() 
 	t.Cleanup(func() { must(t, c.Delete()) })
 	stdout, stderr := collect(outR), collect(errR)
 	return c, func() (string, string) { return <-stdout, <-stderr }, nil
+}
+
+// privateMounts gives the rest of the test a mount namespace of its own, as a monitor has one. The thread ends with the test.
+func privateMounts(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	must(t, unix.Unshare(unix.CLONE_NEWNS))
+	must(t, unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""))
 }
 
 func testID(root string) string {

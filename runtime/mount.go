@@ -151,6 +151,10 @@ func (c *child) sysfsMount(m specs.Mount, o mountOptions) error {
 
 // tmpfsMount mounts a tmpfs. "ro" comes last of all, in makeReadOnly: later mounts and devices still need directories in it.
 func (c *child) tmpfsMount(m specs.Mount, o mountOptions) error {
+	covered, err := c.coveredMode(m.Destination)
+	if err != nil {
+		return err
+	}
 	fd, err := c.openMountpoint(m)
 	if err != nil {
 		return err
@@ -159,29 +163,34 @@ func (c *child) tmpfsMount(m specs.Mount, o mountOptions) error {
 	if o.ro() {
 		c.lateReadOnly = append(c.lateReadOnly, m.Destination)
 	}
-	data, err := c.tmpfsData(fd, o)
-	if err != nil {
-		return err
-	}
-	return unix.Mount(m.Source, procFD(fd), "tmpfs", o.flags&^unix.MS_RDONLY, data)
+	return unix.Mount(m.Source, procFD(fd), "tmpfs", o.flags&^unix.MS_RDONLY, tmpfsData(o.data, covered))
 }
 
-// tmpfsData completes the options with the mode of the directory that the tmpfs covers, as Docker and runc do.
-func (c *child) tmpfsData(covered int, o mountOptions) (string, error) {
-	for opt := range strings.SplitSeq(o.data, ",") {
-		if strings.HasPrefix(opt, "mode=") {
-			return o.data, nil
-		}
+// coveredMode is the "mode=" option of the directory that a tmpfs will cover, which it takes over as with Docker and runc; ""
+// if there is none yet.
+func (c *child) coveredMode(dest string) (string, error) {
+	fd, err := c.root.open(dest, unix.O_PATH)
+	if errors.Is(err, unix.ENOENT) {
+		return "", nil
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(covered, &st); err != nil {
+	if err != nil {
 		return "", err
 	}
-	mode := fmt.Sprintf("mode=%o", st.Mode&0o7777)
-	if o.data == "" {
-		return mode, nil
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return "", err
 	}
-	return o.data + "," + mode, nil
+	return fmt.Sprintf("mode=%o", st.Mode&0o7777), nil
+}
+
+func tmpfsData(data, mode string) string {
+	for opt := range strings.SplitSeq(data, ",") {
+		if strings.HasPrefix(opt, "mode=") {
+			return data
+		}
+	}
+	return strings.Trim(data+","+mode, ",")
 }
 
 // bindMount binds a file or a directory of the host.
@@ -320,7 +329,7 @@ func (c *child) maskPath(p string, null int) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return unix.Mount("tmpfs", procFD(fd), "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nr_blocks=1,nr_inodes=1")
+		return unix.Mount("tmpfs", procFD(fd), "tmpfs", unix.MS_RDONLY, "nr_blocks=1,nr_inodes=1")
 	}
 	return unix.Mount(procFD(null), procFD(fd), "", unix.MS_BIND, "")
 }

@@ -422,6 +422,10 @@ func holderRole() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	if os.Getenv("MODE") == "start-and-die" {
+		fmt.Println(c.Pid())
+		unix.Kill(os.Getpid(), unix.SIGKILL)
+	}
 	st, err := c.Wait()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -378,26 +378,35 @@ func overlayFacts(t *testing.T, dirs []string) []fact {
 	all = append(all, t.TempDir()) // overlayfs wants two
 	at := t.TempDir()
 	var got []fact
+	inMountNamespace(t, func() error {
+		if err := unix.Mount("overlay", at, "overlay", 0, "lowerdir="+strings.Join(all, ":")); err != nil {
+			return fmt.Errorf("mount overlay: %w", err)
+		}
+		got = hostFacts(t, at)
+		return nil
+	})
+	return got
+}
+
+// inMountNamespace calls f where its mounts are its own, and end with it.
+func inMountNamespace(t *testing.T, f func() error) {
+	t.Helper()
 	done := make(chan error)
 	go func() {
-		defer close(done)      // also when hostFacts ends the goroutine
+		defer close(done)      // also when f ends the goroutine
 		runtime.LockOSThread() // and never unlocked: the thread ends
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-				return fmt.Errorf("unshare: %w", err)
-			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return fmt.Errorf("make mounts private: %w", err)
-			}
-			if err := unix.Mount("overlay", at, "overlay", 0, "lowerdir="+strings.Join(all, ":")); err != nil {
-				return fmt.Errorf("mount overlay: %w", err)
-			}
-			got = hostFacts(t, at)
-			return nil
-		}()
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			done <- fmt.Errorf("unshare: %w", err)
+		} else if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			done <- fmt.Errorf("make mounts private: %w", err)
+		} else if err := f(); err != nil {
+			done <- err
+		}
 	}()
-	if err := <-done; err != nil || t.Failed() {
+	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	return got
+	if t.Failed() {
+		t.FailNow()
+	}
 }

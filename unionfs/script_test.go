@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -122,11 +123,19 @@ func mergeEntries(t testing.TB, layers ...[]Entry) (*Tree, error) {
 	return write(t, b)
 }
 
-// write opens what b writes, and verifies it.
+// write opens what b writes, and verifies it. It is WriteFile without the wait for the disk.
 func write(t testing.TB, b *Builder) (*Tree, error) {
 	t.Helper()
+	if err := b.endLayer(); err != nil {
+		return nil, err
+	}
 	path := filepath.Join(t.TempDir(), "tree")
-	if err := b.WriteFile(path); err != nil {
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := b.write(f); err != nil {
 		return nil, err
 	}
 	tree, err := Open(path)

@@ -191,9 +191,12 @@ func (x *Contents) fetch(layer int, run []*flight) {
 	}
 	l := &x.layers[layer]
 	held, err := l.lock.acquire(x.life, run[0].off, run[len(run)-1].end()-run[0].off)
-	if err != nil {
-		x.endAll(layer, run, err)
+	switch {
+	case x.life.Err() != nil:
+		x.endAll(layer, run, x.life.Err())
 		return
+	case err != nil: // the lock saves others a request, no more
+		x.tellFull(err)
 	}
 	defer held.release()
 

@@ -15,7 +15,7 @@ type layerLock struct {
 	f  *os.File // guarded by mu; opened when first used
 }
 
-// heldRange is a locked range, of which the front may have been released.
+// heldRange is a locked range, of which the front may have been released. The zero value is empty.
 type heldRange struct {
 	f        *os.File
 	off, end int64
@@ -39,18 +39,24 @@ func (l *layerLock) file() (*os.File, error) {
 func (l *layerLock) acquire(ctx context.Context, off, n int64) (*heldRange, error) {
 	f, err := l.file()
 	if err != nil {
-		return nil, err
+		return &heldRange{}, err
 	}
-	if ok, err := tryLockRange(f, off, n); ok || err != nil {
-		return &heldRange{f, off, off + n}, err
+	switch ok, err := tryLockRange(f, off, n); {
+	case err != nil:
+		return &heldRange{}, fmt.Errorf("lock layer: %w", err)
+	case ok:
+		return &heldRange{f, off, off + n}, nil
 	}
 	done := make(chan error, 1)
 	go func() { done <- lockRange(f, off, n) }()
 	select {
 	case err := <-done:
-		return &heldRange{f, off, off + n}, err
+		if err != nil {
+			return &heldRange{}, fmt.Errorf("lock layer: %w", err)
+		}
+		return &heldRange{f, off, off + n}, nil
 	case <-ctx.Done():
-		return nil, ctx.Err() // the file is being closed, and the lock goes with it
+		return &heldRange{}, ctx.Err() // the file is being closed, and the lock goes with it
 	}
 }
 

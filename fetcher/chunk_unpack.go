@@ -24,6 +24,8 @@ func (x *Contents) unpack(layer int, fl *flight, r *memberReader) (whole []uint3
 		return nil
 	}
 	defer z.Close()
+	buf := chunkBuffers.Get().(*[]byte)
+	defer chunkBuffers.Put(buf)
 	var at int64
 	var b []byte
 	for i, ref := range fl.refs {
@@ -33,7 +35,7 @@ func (x *Contents) unpack(layer int, fl *flight, r *memberReader) (whole []uint3
 			continue
 		}
 		if k.Inner >= at { // else it is the chunk before once more
-			if b, err = readChunk(z, k.Inner-at, k.Size); err != nil {
+			if b, err = readChunk(z, k.Inner-at, k.Size, buf); err != nil {
 				if !r.broken() {
 					x.damaged(layer, fl, fl.refs[i:], err)
 				}
@@ -53,12 +55,18 @@ func (x *Contents) unpack(layer int, fl *flight, r *memberReader) (whole []uint3
 	return whole
 }
 
-// readChunk reads size bytes, skip bytes further on.
-func readChunk(z io.Reader, skip, size int64) ([]byte, error) {
+// chunkBuffers are of type *[]byte. A chunk has at most maxChunkSize bytes.
+var chunkBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// readChunk reads size bytes, skip bytes further on, into buf, which grows.
+func readChunk(z io.Reader, skip, size int64, buf *[]byte) ([]byte, error) {
 	if _, err := io.CopyN(io.Discard, z, skip); err != nil {
 		return nil, fmt.Errorf("decompress: %w", noEOF(err))
 	}
-	b := make([]byte, size)
+	if int64(cap(*buf)) < size {
+		*buf = make([]byte, size)
+	}
+	b := (*buf)[:size]
 	if _, err := io.ReadFull(z, b); err != nil {
 		return nil, fmt.Errorf("decompress: %w", noEOF(err))
 	}

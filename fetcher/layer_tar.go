@@ -47,8 +47,8 @@ func (t *tarReader) each(emit func(*unionfs.Entry) error) error {
 		if err != nil && !(errors.Is(err, tar.ErrInsecurePath) && h != nil) { // names are checked by the Builder
 			return fmt.Errorf("read tar, after %d entries: %w", t.count, err)
 		}
-		if t.count++; t.count > maxTarEntries {
-			return fmt.Errorf("read tar: over %d entries: more than are allowed", maxTarEntries)
+		if t.count++; t.count > maxEntries {
+			return fmt.Errorf("read tar: over %d entries: more than are allowed", maxEntries)
 		}
 		e, err := t.entry(h)
 		if err != nil {
@@ -62,9 +62,6 @@ func (t *tarReader) each(emit func(*unionfs.Entry) error) error {
 		}
 	}
 }
-
-// maxTarEntries bounds the entries of one layer.
-const maxTarEntries = 16 << 20
 
 // entry returns the entry of h, or nil when h is none.
 func (t *tarReader) entry(h *tar.Header) (*unionfs.Entry, error) {

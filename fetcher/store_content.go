@@ -277,7 +277,7 @@ func (s *Store) syncMany(batch []unionfs.Digest) error {
 	return nil
 }
 
-// holeWriter writes to f from its start and leaves holes where blocks are zero.
+// holeWriter writes to f, which is new, from its start and leaves out what is zero: where whole blocks are, holes stay.
 type holeWriter struct {
 	f   *os.File
 	off int64
@@ -305,12 +305,13 @@ func (w *holeWriter) Write(p []byte) (int, error) {
 // finish gives the file its size when it ends in a hole.
 func (w *holeWriter) finish() error { return w.f.Truncate(w.off) }
 
-// zeroRun returns the length of the longest start of p, which belongs at off, that is all zero blocks or all others.
+// zeroRun returns the length of the longest start of p, which belongs at off, whose blocks are all zero, or all not. The first and the last
+// may be parts of blocks.
 func zeroRun(p []byte, off int64) (n int, zero bool) {
 	first := true
 	for n < len(p) {
 		block := min(len(p)-n, holeBlock-int((off+int64(n))%holeBlock))
-		z := block == holeBlock && bytes.Equal(p[n:n+block], zeroBlock[:])
+		z := bytes.Equal(p[n:n+block], zeroBlock[:block])
 		if !first && z != zero {
 			break
 		}

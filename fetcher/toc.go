@@ -35,7 +35,7 @@ const (
 	maxTOCCompressed = 64 << 20  // bytes in the blob
 	maxTOCRatio      = 256       // JSON bytes for one byte in the blob, beyond minTOCBound
 	minTOCBound      = 8 << 20
-	maxTOCEntries    = 4 << 20
+	maxEntries       = 4 << 20 // of one layer, also of a tar
 	maxFileSize      = 1 << 40
 	maxChunkSize     = 32 << 20 // a larger chunk makes no sense to fetch by range: such a layer is streamed
 	maxInner         = 1 << 30  // bytes decompressed in vain before a chunk
@@ -95,7 +95,7 @@ func fetchTOC(ctx context.Context, b Blob, d *ocispec.Descriptor, f unionfs.Form
 		return nil, err
 	}
 	defer closeTOC()
-	return parseTOC(r, f, place.off)
+	return parseTOC(r, place.off)
 }
 
 // findTOC finds the TOC by the annotations, or by the footer of the blob.

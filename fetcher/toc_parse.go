@@ -42,16 +42,16 @@ const chunkZeros = "zeros"
 
 // tocParser makes the entries of a layer from those of its TOC.
 type tocParser struct {
-	format  unionfs.Format
 	end     int64 // of the part of the blob that files may be in
+	limit   int   // of entries
 	entries []*unionfs.Entry
 	file    *unionfs.Entry // the regular file that chunks are added to; nil when the entry before is none
 	covered int64          // bytes of file that its chunks cover
 }
 
 // parseTOC reads the JSON of a TOC. end is where the TOC begins in the blob.
-func parseTOC(r io.Reader, f unionfs.Format, end int64) ([]*unionfs.Entry, error) {
-	p := &tocParser{format: f, end: end}
+func parseTOC(r io.Reader, end int64) ([]*unionfs.Entry, error) {
+	p := &tocParser{end: end, limit: maxEntries}
 	if err := p.decode(json.NewDecoder(bufio.NewReaderSize(r, 64<<10))); err != nil {
 		return nil, err
 	}
@@ -135,8 +135,8 @@ func (p *tocParser) list(d *json.Decoder) error {
 		return err
 	}
 	for n := 0; d.More(); n++ {
-		if n == maxTOCEntries {
-			return tocErrorf("over %d entries: more than are allowed", maxTOCEntries)
+		if n == p.limit {
+			return tocErrorf("over %d entries: more than are allowed", p.limit)
 		}
 		var e jsonEntry
 		if err := d.Decode(&e); err != nil {

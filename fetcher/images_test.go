@@ -217,6 +217,24 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
+// TestExchangedRecord: a manifest that is whole, but another one, is found out by its digest.
+func TestExchangedRecord(t *testing.T) {
+	reg := fetchtest.NewRegistry(t)
+	c, s := newTestClient(t), newTestStore(t)
+	one := mustResolve(t, c, reg.Push(t, "app:1", smallImage(t)))
+	two := mustResolve(t, c, reg.Push(t, "app:2", &fetchtest.Image{}))
+	saveImage(t, s, one)
+	saveImage(t, s, two)
+	if err := os.Rename(s.manifestPath(two.Manifest), s.manifestPath(one.Manifest)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Image(one.Ref, amd64)
+	assertAs[*DigestError](t, err, "the stored manifest is damaged")
+	if !errors.Is(err, ErrNotStored) {
+		t.Errorf("%v is not ErrNotStored", err)
+	}
+}
+
 // TestNamesAreSafe: whatever a reference holds, its files stay in their directory.
 func TestNamesAreSafe(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a:b", "..", "…\n[x]*")

@@ -242,6 +242,18 @@ func TestReplacedArchiveIsReadAgain(t *testing.T) {
 	if img := mustResolve(t, c, "oci-archive:"+file); img.Manifest != other.ManifestDigest(t) {
 		t.Errorf("got %s", img.Manifest)
 	}
+
+	third := smallImage(t)
+	raw, err := os.ReadFile(archiveOf(t, third))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, raw, 0o644); err != nil { // in place: the same inode
+		t.Fatal(err)
+	}
+	if img := mustResolve(t, c, "oci-archive:"+file); img.Manifest != third.ManifestDigest(t) {
+		t.Errorf("after a change in place: got %s", img.Manifest)
+	}
 }
 
 // TestSparseMemberIsPassedOver: a member whose bytes in the tar are not its own is not taken for a blob.

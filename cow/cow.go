@@ -14,20 +14,6 @@ import (
 	"github.com/veneerfs/veneer/unionfs"
 )
 
-// Tree is what the writable layer needs of an image tree; *unionfs.Tree is one.
-type Tree interface {
-	MaxIno() Ino
-	Layers() []unionfs.Layer
-	Attr(Ino) (unionfs.Attr, bool)
-	Parent(dir Ino) Ino
-	Lookup(dir Ino, name string) (Ino, bool)
-	DirLen(dir Ino) int
-	DirAt(dir Ino, i int) (name string, ino Ino, typ uint32)
-	Readlink(Ino) (string, bool)
-	Xattr(ino Ino, name string) ([]byte, bool)
-	Xattrs(Ino) []string
-}
-
 // Contents reads the regular files of the image tree.
 type Contents interface {
 	ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (int, error)
@@ -51,7 +37,7 @@ type Options struct {
 
 // FS is a container's tree: the image tree and what the container changed. See the package comment.
 type FS struct {
-	tree     Tree
+	tree     *unionfs.Tree
 	contents Contents
 	opts     Options
 	maxImage Ino  // numbers up to here are the image's; immutable
@@ -83,7 +69,7 @@ type FS struct {
 	backings map[Ino]*backing
 }
 
-func newFS(tree Tree, c Contents, o Options) *FS {
+func newFS(tree *unionfs.Tree, c Contents, o Options) *FS {
 	if o.Clock == nil {
 		o.Clock = systemClock
 	}
@@ -112,7 +98,7 @@ func systemClock() unionfs.Time {
 }
 
 // treeID tells image trees apart whose inode numbers mean different files.
-func treeID(t Tree) (id [16]byte) {
+func treeID(t *unionfs.Tree) (id [16]byte) {
 	h := sha256.New()
 	h.Write(binary.LittleEndian.AppendUint64(nil, t.MaxIno()))
 	for _, l := range t.Layers() {
@@ -125,7 +111,7 @@ func treeID(t Tree) (id [16]byte) {
 }
 
 // ReadOnly returns the tree without a writable layer: every change is EROFS.
-func ReadOnly(tree Tree, c Contents) *FS {
+func ReadOnly(tree *unionfs.Tree, c Contents) *FS {
 	f := newFS(tree, c, Options{})
 	f.ro = true
 	return f
@@ -133,7 +119,7 @@ func ReadOnly(tree Tree, c Contents) *FS {
 
 // Open returns the tree with the changes that dir holds, and makes dir and its files when there are none.
 // *LockedError: another server uses dir. *DamageError, *VersionError, *TreeError: what is in dir cannot be used.
-func Open(dir string, tree Tree, c Contents, o Options) (*FS, error) {
+func Open(dir string, tree *unionfs.Tree, c Contents, o Options) (*FS, error) {
 	f := newFS(tree, c, o)
 	f.disk = &disk{dir: dir, fault: o.fault}
 	f.objs = newObjects(f.disk, f.opts.OpenObjects)

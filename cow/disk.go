@@ -1,7 +1,6 @@
 package cow
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -17,11 +16,11 @@ type disk struct {
 	fault func(step string) error
 }
 
-func (d *disk) step(format string, a ...any) error {
+func (d *disk) step(name string) error {
 	if d.fault == nil {
 		return nil
 	}
-	return d.fault(fmt.Sprintf(format, a...))
+	return d.fault(name)
 }
 
 func (d *disk) path(name string) string { return filepath.Join(d.dir, name) }
@@ -32,28 +31,28 @@ func (d *disk) open(name string, flags int) (*os.File, error) {
 
 // create makes an empty file, in place of another.
 func (d *disk) create(name string) (*os.File, error) {
-	if err := d.step("create %s", name); err != nil {
+	if err := d.step("create " + name); err != nil {
 		return nil, err
 	}
 	return os.OpenFile(d.path(name), unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
 }
 
 func (d *disk) rename(from, to string) error {
-	if err := d.step("rename %s to %s", from, to); err != nil {
+	if err := d.step("rename " + from); err != nil {
 		return err
 	}
 	return os.Rename(d.path(from), d.path(to))
 }
 
 func (d *disk) remove(name string) error {
-	if err := d.step("remove %s", name); err != nil {
+	if err := d.step("remove " + name); err != nil {
 		return err
 	}
 	return os.Remove(d.path(name))
 }
 
 func (d *disk) write(step string, file *os.File, p []byte, off int64) error {
-	if err := d.step("%s", step); err != nil {
+	if err := d.step(step); err != nil {
 		return err
 	}
 	_, err := file.WriteAt(p, off)
@@ -61,7 +60,7 @@ func (d *disk) write(step string, file *os.File, p []byte, off int64) error {
 }
 
 func (d *disk) truncate(step string, file *os.File, size int64) error {
-	if err := d.step("%s", step); err != nil {
+	if err := d.step(step); err != nil {
 		return err
 	}
 	return file.Truncate(size)
@@ -69,14 +68,14 @@ func (d *disk) truncate(step string, file *os.File, size int64) error {
 
 // reserve gives a file blocks without making it longer.
 func (d *disk) reserve(step string, file *os.File, off, n int64) error {
-	if err := d.step("%s", step); err != nil {
+	if err := d.step(step); err != nil {
 		return err
 	}
 	return unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
 func (d *disk) sync(step string, file *os.File) error {
-	if err := d.step("%s", step); err != nil {
+	if err := d.step(step); err != nil {
 		return err
 	}
 	return unix.Fdatasync(int(file.Fd()))
@@ -84,7 +83,7 @@ func (d *disk) sync(step string, file *os.File) error {
 
 // syncDir puts the names in the state directory, or in one below it, on stable storage.
 func (d *disk) syncDir(name string) error {
-	if err := d.step("sync directory %s", name); err != nil {
+	if err := d.step("sync directory " + name); err != nil {
 		return err
 	}
 	dir, err := os.Open(d.path(name))

@@ -86,12 +86,15 @@ func (x *extents) swallow(leaf, i int) {
 			return
 		}
 		x.n -= j - ni
-		if ni == 0 && j == len(rs) {
+		all := j == len(rs)
+		if ni == 0 && all {
 			x.leaves = append(x.leaves[:nl], x.leaves[nl+1:]...)
-			continue
+		} else {
+			x.leaves[nl] = append(rs[:ni], rs[j:]...)
 		}
-		x.leaves[nl] = append(rs[:ni], rs[j:]...)
-		return
+		if !all {
+			return
+		}
 	}
 }
 

@@ -184,9 +184,11 @@ func (j *journal) reserve(n int64, frees bool) error {
 	if j.off+n+reserveLast <= j.room {
 		return nil
 	}
-	err := j.disk.reserve("reserve journal", j.file, j.off, n+reserveChunk)
+	// Only what is not reserved yet: tmpfs gives all of the range back when it cannot give all of it.
+	from := max(j.off, j.room)
+	err := j.disk.reserve("reserve journal", j.file, from, n+reserveChunk)
 	if err == nil {
-		j.room = j.off + n + reserveChunk
+		j.room = from + n + reserveChunk
 		return nil
 	}
 	if errors.Is(err, unix.EOPNOTSUPP) || frees && j.off+n <= j.room {
@@ -207,6 +209,7 @@ func (j *journal) append(frame []byte, frees bool) error {
 	if err := j.disk.write("append to journal", j.file, frame, j.off); err != nil {
 		// Should this fail too: what is left there is no whole record, so it is a torn tail until it is overwritten.
 		_ = j.disk.truncate("cut journal", j.file, j.off)
+		j.room = j.off // the blocks after it went too
 		return fmt.Errorf("append to journal: %w", err)
 	}
 	j.off += int64(len(frame))

@@ -3,6 +3,7 @@ package cow
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -211,8 +212,8 @@ func (w *walker) setAttr(n *mInode) unionfs.SetAttr {
 
 // forget tells the file system that some inodes without a name are not open any more.
 func (w *walker) forget() {
-	for ino, n := range w.m.inodes {
-		if n.nlink == 0 && w.r.IntN(2) == 0 {
+	for _, ino := range slices.Sorted(maps.Keys(w.m.inodes)) {
+		if w.m.inodes[ino].nlink == 0 && w.r.IntN(2) == 0 {
 			w.Forget(ino)
 			delete(w.m.inodes, ino)
 		}

@@ -10,6 +10,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // recover brings the delta back: the checkpoint, then every journal from the generation it names on, then what the
@@ -121,7 +123,15 @@ func (f *FS) resume(h *header, name string, seq uint64, end, size int64) error {
 			return err
 		}
 	}
-	f.journal = &journal{disk: f.disk, name: name, file: file, gen: h.gen, sum: saltSum(h.salt), off: end, seq: seq}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		file.Close()
+		return err
+	}
+	f.journal = &journal{
+		disk: f.disk, name: name, file: file, gen: h.gen, sum: saltSum(h.salt),
+		off: end, room: st.Blocks * 512, seq: seq, // it has no holes, so its blocks are where they are needed
+	}
 	return nil
 }
 

@@ -127,9 +127,18 @@ func dying(pid uint32) bool {
 	return err != nil || pending&(1<<(unix.SIGKILL-1)) != 0
 }
 
-// connectionDead reports whether the FUSE connection of fd has been aborted or unmounted (fs/fuse/dev.c fuse_dev_poll).
-func connectionDead(fd int) bool {
-	p := []unix.PollFd{{Fd: int32(fd)}}
-	n, err := unix.Poll(p, 0)
-	return err == nil && n > 0 && p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+// connectionDead reports whether the FUSE connection of f has been aborted or unmounted (fs/fuse/dev.c fuse_dev_poll),
+// or f closed.
+func connectionDead(f *os.File) bool {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return true
+	}
+	dead := false
+	err = conn.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(p, 0)
+		dead = err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0
+	})
+	return dead || err != nil
 }

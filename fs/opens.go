@@ -90,7 +90,6 @@ type fileID struct{ dev, ino uint64 }
 type mark struct {
 	epoch   uint16
 	written bool // its data object is open in the kernel for writing
-	unseen  bool // its data object was, so the kernel's page cache may be older than the file
 }
 
 func newOpenTable(files backingFiles, kernel backings, log *slog.Logger) *openTable {
@@ -122,18 +121,10 @@ func (t *openTable) open(node uint64, write bool) (flags uint32, id int32, err e
 	}
 	n.opens++
 	if n.mode == modeCached {
-		return t.cachedFlags(ino), 0, nil
+		return fuse.FOPEN_KEEP_CACHE, 0, nil
 	}
+	// Without KEEP_CACHE, so the kernel drops its pages of the node: they would be old when it is cached again.
 	return fuse.FOPEN_PASSTHROUGH, n.id, nil
-}
-
-// cachedFlags lets the kernel keep the pages that it has, if they can be right.
-func (t *openTable) cachedFlags(ino unionfs.Ino) uint32 {
-	if !t.markOf(ino).unseen {
-		return fuse.FOPEN_KEEP_CACHE
-	}
-	t.setMark(ino, func(m *mark) { m.unseen = false })
-	return 0
 }
 
 // first decides how an idle node is opened. Cached is always possible: what is wrong with the file shows when it is read.
@@ -197,7 +188,7 @@ func (t *openTable) backing(ino unionfs.Ino, write bool) (*os.File, error) {
 }
 
 func (t *openTable) markWritten(node uint64) {
-	t.setMark(inoOf(node), func(m *mark) { m.written, m.unseen = true, true })
+	t.setMark(inoOf(node), func(m *mark) { m.written = true })
 	t.kernel.InodeNotify(node, -1, 0) // attributes only: what was kept for ever is not so any more
 }
 
@@ -292,8 +283,8 @@ func (t *openTable) setMark(ino unionfs.Ino, change func(*mark)) {
 
 // forget says that the kernel knows none of ino's nodes any more: the numbers may be used again.
 func (t *openTable) forget(ino unionfs.Ino) {
-	if t.markOf(ino) != (mark{}) {
-		t.setMark(ino, func(m *mark) { m.epoch, m.unseen = 0, false })
+	if t.markOf(ino).epoch != 0 {
+		t.setMark(ino, func(m *mark) { m.epoch = 0 })
 	}
 }
 

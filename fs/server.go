@@ -50,7 +50,7 @@ func NewServer(fuse *os.File, b Backend, o Options) (*Server, error) {
 	}
 	s := &Server{fuse: fuse}
 	s.wire = newWire(b, o.Log)
-	s.wire.dead = func() bool { return connectionDead(int(fuse.Fd())) }
+	s.wire.dead = func() bool { return connectionDead(fuse) }
 	if err := s.start(o); err != nil {
 		fuse.Close()
 		return nil, err
@@ -142,8 +142,9 @@ func mountOptions(o Options) *fuse.MountOptions {
 		EnableSymlinkCaching:     true,
 		// A 1 MiB reply does not fit a 1 MiB pipe with its header, and every try is logged.
 		DisableSplice: true,
-		// KILLPRIV_V2: without it every write asks for security.capability first.
-		ExtraCapabilities:    fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_ASYNC_DIO,
+		// KILLPRIV_V2: without it every write asks for security.capability first. Not ASYNC_DIO: a reader with O_DIRECT would
+		// wait for us without INTERRUPT, and could not be killed (fs/fuse/file.c fuse_direct_IO).
+		ExtraCapabilities:    fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT,
 		DisabledCapabilities: without,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 		PanicHandler: func(p any) fuse.Status {

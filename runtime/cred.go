@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"runtime"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"github.com/moby/sys/capability"
@@ -71,32 +72,41 @@ type capSet struct {
 	Bounding, Effective, Inheritable, Permitted, Ambient uint64
 }
 
-// newCapSet translates; no capabilities in the configuration means none. A capability that the kernel does not know or that is
-// not in available cannot be given: config.md asks for a warning and not for an error.
+// newCapSet translates; no capabilities in the configuration means none. What cannot be given is left out with a warning, as
+// config.md asks: what the kernel does not know, what is not in available, and what its rules exclude (capabilities(7)): effective
+// is part of permitted, inheritable of bounding, ambient of permitted and inheritable. "runc spec" writes the latter wrongly.
 func newCapSet(l *specs.LinuxCapabilities, available uint64, log *slog.Logger) capSet {
 	if l == nil {
 		return capSet{}
 	}
-	known := make(map[string]capability.Cap)
-	for _, n := range capability.ListKnown() {
-		known["CAP_"+strings.ToUpper(n.String())] = n
-	}
-	mask := func(names []string) (m uint64) {
+	mask := func(set string, names []string, possible uint64) (m uint64) {
 		for _, name := range names {
-			n, ok := known[name]
-			if !ok || available&(1<<n) == 0 {
-				log.Warn("capability cannot be given", "name", name)
+			n, ok := capNumbers()[name]
+			if !ok || possible&(1<<n) == 0 {
+				log.Warn("capability cannot be given", "set", set, "name", name)
 				continue
 			}
 			m |= 1 << n
 		}
 		return m
 	}
-	return capSet{
-		Bounding: mask(l.Bounding), Effective: mask(l.Effective), Inheritable: mask(l.Inheritable),
-		Permitted: mask(l.Permitted), Ambient: mask(l.Ambient),
-	}
+	var s capSet
+	s.Bounding = mask("bounding", l.Bounding, available)
+	s.Permitted = mask("permitted", l.Permitted, available)
+	s.Effective = mask("effective", l.Effective, s.Permitted)
+	s.Inheritable = mask("inheritable", l.Inheritable, s.Bounding&available)
+	s.Ambient = mask("ambient", l.Ambient, s.Permitted&s.Inheritable)
+	return s
 }
+
+// capNumbers has the capabilities by the names of the specification.
+var capNumbers = sync.OnceValue(func() map[string]capability.Cap {
+	known := make(map[string]capability.Cap)
+	for _, n := range capability.ListKnown() {
+		known["CAP_"+strings.ToUpper(n.String())] = n
+	}
+	return known
+})
 
 // without takes n out of all sets.
 func (s *capSet) without(n uint) {

@@ -99,11 +99,23 @@ func TestAmbientCapabilitiesReachAUser(t *testing.T) {
 	}
 }
 
-func TestUnknownCapabilityIsLeftOut(t *testing.T) {
+func TestImpossibleCapabilitiesAreLeftOut(t *testing.T) {
 	spec := newSpec("/bin/cat", "/proc/self/status")
-	spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_KILL", "CAP_NOT_YET"}}
-	if got := status(runOK(t, newRootfs(t), spec))["CapBnd"]; got != "0000000000000020" {
-		t.Errorf("CapBnd is %s", got)
+	kill, more := []string{"CAP_KILL", "CAP_NOT_YET"}, []string{"CAP_KILL", "CAP_CHOWN"}
+	spec.Process.User.UID = 1000
+	spec.Process.Capabilities = &specs.LinuxCapabilities{
+		Bounding: kill, Permitted: kill, Effective: more, Inheritable: more, Ambient: more,
+	}
+	got := status(runOK(t, newRootfs(t), spec))
+	for _, name := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+		if got[name] != "0000000000000020" {
+			t.Errorf("%s is %s", name, got[name])
+		}
+	}
+	// Ambient without inheritable, as "runc spec" writes it.
+	spec.Process.Capabilities.Inheritable = nil
+	if got := status(runOK(t, newRootfs(t), spec))["CapAmb"]; got != "0000000000000000" {
+		t.Errorf("CapAmb is %s", got)
 	}
 }
 

@@ -7,12 +7,16 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/veneerfs/veneer/fetcher/fetchtest"
 )
@@ -223,6 +227,33 @@ func TestNonsenseIsAnError(t *testing.T) {
 			t.Errorf("%q: no error", answer)
 		}
 		t.Logf("%q: %v", answer, err)
+	}
+}
+
+// TestNetworkErrorsAreExplained in words, and are worth another try later.
+func TestNetworkErrorsAreExplained(t *testing.T) {
+	dial := func(err error) error {
+		return &net.OpError{Op: "dial", Net: "tcp", Err: err}
+	}
+	for _, c := range []struct {
+		err   error
+		says  string
+		again bool // at once, by the client itself
+	}{
+		{dial(unix.ECONNREFUSED), "registry r.example: connection refused: nothing listens there", false},
+		{dial(unix.ENETUNREACH), "there is no route to it: is the network up?", false},
+		{dial(unix.EHOSTUNREACH), "there is no route to it", false},
+		{dial(unix.ETIMEDOUT), "no answer in time", false},
+		{dial(&net.DNSError{Err: "no such host", Name: "r.example", IsNotFound: true}), "there is no host of the name r.example", false},
+		{dial(&net.DNSError{Err: "server misbehaving", Name: "r.example"}), "cannot look up r.example: server misbehaving", false},
+		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", unix.ECONNRESET)}, "it reset the connection", true},
+		{io.ErrUnexpectedEOF, "it closed the connection in the middle of an answer", true},
+	} {
+		err := explainNetwork("r.example", c.err)
+		assertAs[*NetworkError](t, err, c.says)
+		if !Temporary(err) || !errors.Is(err, c.err) || transient(err) != c.again {
+			t.Errorf("%v: temporary %v, tried again at once %v", err, Temporary(err), transient(err))
+		}
 	}
 }
 

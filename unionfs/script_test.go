@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -123,30 +122,34 @@ func mergeEntries(t testing.TB, layers ...[]Entry) (*Tree, error) {
 	return write(t, b)
 }
 
-// write opens what b writes, and verifies it. It is WriteFile without the wait for the disk.
+// write loads what b writes, and verifies it, all in memory. Open and WriteFile have their own tests.
 func write(t testing.TB, b *Builder) (*Tree, error) {
 	t.Helper()
 	if err := b.endLayer(); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(t.TempDir(), "tree")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := b.write(f); err != nil {
+	var file memFile
+	if err := b.write(&file); err != nil {
 		return nil, err
 	}
-	tree, err := Open(path)
-	if err != nil {
+	tree := &Tree{path: "memory", data: file}
+	if err := tree.load(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tree.Close() })
 	if err := tree.Verify(); err != nil {
 		t.Fatal(err)
 	}
 	return tree, nil
+}
+
+// memFile is an io.WriterAt.
+type memFile []byte
+
+func (m *memFile) WriteAt(p []byte, off int64) (int, error) {
+	if end := int(off) + len(p); end > len(*m) {
+		*m = append(*m, make([]byte, end-len(*m))...)
+	}
+	return copy((*m)[off:], p), nil
 }
 
 func merge(t testing.TB, scripts ...string) *Tree {

@@ -3,6 +3,7 @@ package unionfs
 import (
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -55,7 +56,7 @@ func syncDir(path string) error {
 }
 
 // write writes the sections one after the other, and the header when it knows them.
-func (b *Builder) write(f *os.File) error {
+func (b *Builder) write(f io.WriterAt) error {
 	a, err := b.arrange()
 	if err != nil {
 		return err
@@ -217,7 +218,7 @@ func (b *Builder) writeXattrSets(w *sectionWriter, a *arrangement) {
 
 // sectionWriter writes sections and fills in the section table. The first error stays in err.
 type sectionWriter struct {
-	f      *os.File
+	f      io.WriterAt
 	header header
 	off    uint64 // in the file, of the end of buf
 	crc    uint32

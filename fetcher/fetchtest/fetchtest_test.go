@@ -192,3 +192,12 @@ func TestRedirectLeadsToAnotherHost(t *testing.T) {
 		t.Errorf("got %q, the other host was asked %d times", body, len(h.Requests()))
 	}
 }
+
+func TestSlowLinkLeadsToTheRegistry(t *testing.T) {
+	r := NewRegistry(t)
+	blob := bytes.Repeat([]byte("0123456789"), 10_000)
+	d := r.PushBlob(blob)
+	if status, body, err := get(t, "http://"+r.Slow(t, 1e9, 0)+"/v2/app/blobs/"+string(d), ""); status != 200 || !bytes.Equal(body, blob) || err != nil {
+		t.Errorf("%d, %d bytes, %v", status, len(body), err)
+	}
+}

@@ -183,7 +183,7 @@ func indexArchive(ctx context.Context, f archiveFile, size int64) (map[string]me
 // isLayoutName keeps members out that nothing will ask for.
 func isLayoutName(name string) bool {
 	hex, isBlob := strings.CutPrefix(name, "blobs/sha256/")
-	return name == ocispec.ImageIndexFile || isBlob && hexDigestRule.MatchString(hex)
+	return name == ocispec.ImageIndexFile || isBlob && isHexDigest(hex)
 }
 
 // isSparse: the bytes of a sparse member are not those that lie in the tar. No one writes blobs so.

@@ -108,7 +108,7 @@ func isDir(path string) bool {
 	return err == nil && st.IsDir()
 }
 
-// join puts the process in, with all limits in force.
+// join puts the process in, with all limits in force but that of processes.
 func (c *cgroup) join(pid int) error {
 	if c == nil {
 		return nil
@@ -116,7 +116,21 @@ func (c *cgroup) join(pid int) error {
 	if err := c.manager.Apply(pid); err != nil {
 		return &SetupError{"join the cgroup", err}
 	}
-	if err := c.manager.Set(c.resources); err != nil {
+	early := *c.resources
+	early.PidsLimit = nil
+	return c.set(&early)
+}
+
+// limitPids sets what join left out: the set-up child's threads count as processes, and a limit of one is a reasonable wish.
+func (c *cgroup) limitPids() error {
+	if c == nil || c.resources.PidsLimit == nil {
+		return nil
+	}
+	return c.set(c.resources)
+}
+
+func (c *cgroup) set(r *cgroups.Resources) error {
+	if err := c.manager.Set(r); err != nil {
 		return &SetupError{"set cgroup limits", err}
 	}
 	return nil

@@ -82,6 +82,15 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+func TestOneProcessIsAPossibleLimit(t *testing.T) {
+	one := int64(1)
+	spec := sh("echo alone; sleep 0 || true")
+	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &one}
+	if r := run(t, newRootfs(t), spec); r.stdout != "alone\n" || !strings.Contains(r.stderr, "fork") {
+		t.Errorf("got %q, %q", r.stdout, r.stderr)
+	}
+}
+
 func TestMemoryLimitKills(t *testing.T) {
 	memory := int64(16 << 20)
 	spec := sh("x=$(head -c 64000000 /dev/zero | tr '\\0' x); echo survived")

@@ -146,6 +146,8 @@ func TestFailingHooks(t *testing.T) {
 		"startContainer": {StartContainer: fail}, "poststart": {Poststart: fail}, "longer than 1 s": {CreateRuntime: slow},
 	} {
 		spec := newSpec("/bin/sleep", "1000")
+		after := filepath.Join(t.TempDir(), "after")
+		hooks.Poststop = append(fail, specs.Hook{Path: "/bin/touch", Args: []string{"touch", after}})
 		spec.Hooks = hooks
 		c, _, err := tryCreate(t, root, spec)
 		if err == nil {
@@ -157,6 +159,9 @@ func TestFailingHooks(t *testing.T) {
 		}
 		if err == nil || !strings.Contains(err.Error(), name) || hooks.CreateRuntime == nil && !strings.Contains(err.Error(), "because") {
 			t.Errorf("%s: %v", name, err)
+		}
+		if !exists(after) {
+			t.Errorf("%s: the poststop hooks were not run", name)
 		}
 	}
 }
@@ -228,6 +233,32 @@ func TestUserNamespace(t *testing.T) {
 	must(t, unix.Stat(filepath.Join(root, "made"), &st))
 	if st.Uid != first+5 {
 		t.Errorf("owner on the host is %d", st.Uid)
+	}
+}
+
+func TestRootless(t *testing.T) {
+	root := newRootfs(t)
+	const user = 12345
+	must(t, filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
+		must(t, err)
+		return os.Lchown(p, user, user)
+	}))
+	// The user cannot reach into go test's directory.
+	exe, err := os.Executable()
+	must(t, err)
+	program, err := os.ReadFile(exe)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(filepath.Dir(root), "exe"), program, 0o755))
+	script := "exec setpriv --reuid 12345 --regid 12345 --clear-groups " + filepath.Join(filepath.Dir(root), "exe")
+	for _, network := range []bool{false, true} {
+		spec := sh("id -u; touch /made; stat -c %u /made; echo x > /dev/null; ls /sys | head -1; tty; exit 6")
+		Rootless(spec, user, user)
+		if network {
+			spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+		}
+		if got := holder(t, "run", script, root, spec); got != "0\n0\nblock\nnot a tty\n" {
+			t.Errorf("got %q", got)
+		}
 	}
 }
 

@@ -46,6 +46,7 @@ type Container struct {
 	mu      sync.Mutex
 	sync    conn                 // guarded by mu; closed by Start and Delete
 	status  specs.ContainerState // guarded by mu; StateStopped is derived from exited
+	hooked  bool                 // guarded by mu; poststop hooks are due: others may have been run
 	deleted bool                 // guarded by mu
 }
 
@@ -93,7 +94,7 @@ func Create(ctx context.Context, o CreateOptions) (_ *Container, err error) {
 		return nil, err
 	}
 	c.mu.Lock()
-	c.status = specs.StateCreated
+	c.status, c.hooked = specs.StateCreated, true
 	c.mu.Unlock()
 	return c, nil
 }
@@ -145,6 +146,9 @@ func (c *Container) handshake(p *plan) error {
 		}
 		switch t {
 		case msgMounted:
+			c.mu.Lock()
+			c.hooked = true
+			c.mu.Unlock()
 			if err := c.runCreateHooks(); err != nil {
 				return err
 			}
@@ -154,7 +158,7 @@ func (c *Container) handshake(p *plan) error {
 		case msgConsole:
 			c.console = file
 		case msgReady:
-			return nil
+			return c.cgroup.limitPids()
 		default:
 			return childError(t, body)
 		}
@@ -286,7 +290,6 @@ func (c *Container) Delete() error {
 	if c.deleted {
 		return nil
 	}
-	created := c.status != specs.StateCreating
 	if c.sync.f != nil {
 		c.sync.f.Close()
 	}
@@ -303,7 +306,7 @@ func (c *Container) Delete() error {
 		return err
 	}
 	c.deleted = true
-	if created {
+	if c.hooked {
 		c.runPoststop()
 	}
 	return nil

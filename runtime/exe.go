@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,11 +35,24 @@ func openSelf() (*os.File, error) {
 }
 
 func readOnlySelf() (*os.File, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, "/proc/self/exe", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	// By name, since /proc/self/exe leads to a mount of the namespace that we were started in, and open_tree takes
+	// only those of the thread's own.
+	name, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("open_tree: %w", err)
 	}
 	defer unix.Close(fd)
+	var own, opened unix.Stat_t
+	if err := errors.Join(unix.Stat("/proc/self/exe", &own), unix.Fstat(fd, &opened)); err != nil {
+		return nil, err
+	}
+	if own.Dev != opened.Dev || own.Ino != opened.Ino {
+		return nil, fmt.Errorf("%s is not this program any more", name) // it was upgraded
+	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return nil, fmt.Errorf("mount_setattr: %w", err)

@@ -9,9 +9,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -328,6 +330,10 @@ func TestOwnProgramIsReadOnlyForTheContainer(t *testing.T) {
 	if got := runOK(t, newRootfs(t), spec); got != "read-only: true\n" {
 		t.Errorf("got %q", got)
 	}
+	privateMounts(t) // as a monitor
+	self, err := readOnlySelf()
+	must(t, err)
+	must(t, self.Close())
 	mem, err := copySelf()
 	must(t, err)
 	defer mem.Close()
@@ -444,4 +450,47 @@ func holderRole() int {
 		return 1
 	}
 	return st.ExitCode()
+}
+
+func TestManyAtOnceLeaveNothing(t *testing.T) {
+	root := newRootfs(t)
+	before := openFiles(t)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			for j := range 3 {
+				spec := sh(fmt.Sprintf("exit %d", i))
+				c, err := Create(context.Background(), CreateOptions{ID: fmt.Sprintf("many-%d-%d", i, j), Spec: spec, Root: root})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				err = c.Start()
+				st, werr := c.Wait()
+				if err := errors.Join(err, werr, c.Delete()); err != nil || st.ExitCode() != i {
+					t.Errorf("%d: %+v, %v", i, st, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if after := openFiles(t); after > before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+	for _, d := range cgroupDirs(t, "/veneer") {
+		left, err := filepath.Glob(d + "/many-*")
+		must(t, err)
+		if len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(entries)
 }

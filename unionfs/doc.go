@@ -10,34 +10,35 @@
 // Immutable, little-endian, the same bytes for the same entries. Sections follow the header in this order, each
 // starting at a multiple of 8:
 //
-//	┌────────────────────────────────────────────────────────────────────────────┐
-//	│ header   magic "VNRTREE\n" · version u32 · header bytes u32 · file bytes u64│
-//	│          totals: 8 × u64                                                   │
-//	│          section table: 10 × {tag [4]byte, CRC-32C u32, offset u64, bytes u64}
-//	│          reserved u32 · CRC-32C of all header bytes before it u32           │
-//	├────────────────────────────────────────────────────────────────────────────┤
-//	│ LAYR  96 each: digest, diff ID, size, media type and path (in STRS), format │
-//	│ INOD  48 each: place i is inode number i+1, so the root is the first        │
-//	│ DENT   8 each: name u32 (in NAME), inode u32; a directory's are adjacent    │
-//	│                and sorted by the bytes of the name                          │
-//	│ NAME  length u8, bytes; in the order of DENT                                │
-//	│ STRS  length u32, bytes: symlink targets, paths, media types                │
-//	│ XSET  16 each: offset u64 (in XDAT), bytes u32, 0 u32; equal sets are one    │
-//	│ XDAT  name length u8, value length u32, name, value; a set's sorted by name │
-//	│ CONT  56 each: digest, size, chunks or path, layer                          │
-//	│ CHNK  24 each, four 48-bit numbers: offset, blob offset, blob bytes, inner; │
-//	│                a chunk ends where the content's next one starts             │
-//	│ CDIG  32 each: digests of chunks; none for a content's only chunk           │
-//	└────────────────────────────────────────────────────────────────────────────┘
+//	┌────────────────────────────────────────────────────────────────────────────────┐
+//	│ header   magic "VNRTREE\n" · version u32 · header bytes u32 · file bytes u64   │
+//	│          totals: 8 × u64                                                       │
+//	│          section table: 10 × {tag [4]byte, CRC-32C u32, offset u64, bytes u64} │
+//	│          0 u32 · CRC-32C of all header bytes before it u32                     │
+//	├────────────────────────────────────────────────────────────────────────────────┤
+//	│ LAYR  96 each                                                                  │
+//	│ INOD  48 each: place i is inode number i+1, so the root is the first           │
+//	│ DENT   8 each: name u32 (in NAME), inode u32; a directory's are adjacent       │
+//	│                and sorted by the bytes of the name                             │
+//	│ NAME  length u8, bytes; in the order of DENT                                   │
+//	│ STRS  length u32, bytes: symlink targets, paths, media types                   │
+//	│ XSET  16 each: offset u64 (in XDAT), bytes u32, 0 u32; equal sets are one      │
+//	│ XDAT  name length u8, value length u32, name, value; a set's sorted by name    │
+//	│ CONT  56 each                                                                  │
+//	│ CHNK  24 each, four 48-bit numbers: offset, blob offset, blob bytes, inner;    │
+//	│                a chunk ends where the content's next one starts                │
+//	│ CDIG  32 each: digests of chunks                                               │
+//	└────────────────────────────────────────────────────────────────────────────────┘
 //
+//	LAYR  0 digest │32 diff ID │64 size i64│72 media type u32 and 76 path u32 (in STRS)│80 format u8│81 zeros
 //	INOD  0 mtime s i64 │ 8 size i64, or a directory's first DENT u32 and its own DENT u32, or rdev u64
 //	     16 mtime ns u32│20 mode u32│24 uid u32│28 gid u32│32 nlink u32│36 place in XSET + 1, or 0
 //	     40 content, or symlink target (in STRS), or a directory's number of entries │ 44 a directory's parent, or 0
 //	CONT  0 digest │32 size i64│40 first CHNK u32, or the path's directory (in STRS)│44 number of chunks u32, or the path's
 //	      name (in STRS)│48 layer u32│52 first CDIG u32, or 0xffffffff: the only chunk's digest is the content's
 //
-// Inodes are numbered directory by directory, depth first: the entries of a directory have adjacent numbers, a
-// subtree is one range, and a directory's number is above its parent's. That order and a directory's record of its
+// Inodes are numbered directory by directory, depth first: the entries of a directory have adjacent numbers, all
+// below a directory is one range, and a directory's number is above its parent's. That order and a directory's record of its
 // own entry make every walk of a damaged file end: a directory can be reached by one name only.
 //
 // # Trust

@@ -235,6 +235,10 @@ func facts(t testing.TB, tree *Tree) []fact {
 		if all[i].same = first[key]; all[i].same == "" {
 			first[key] = all[i].path
 		}
+		ino, _ := strconv.ParseUint(key, 10, 64)
+		if p, ok := tree.Path(ino); !ok || all[i].nlink < 2 && p != all[i].path {
+			t.Errorf("Path(%d) = %q, %v, should be %q", ino, p, ok, all[i].path)
+		}
 	}
 	return all
 }

@@ -194,6 +194,7 @@ func TestVerifyFindsWhatChecksumsDont(t *testing.T) {
 		"chunks outside":    func(p []byte) { sectionOf(p, secContents)[44]++ },
 		"chunk offset":      func(p []byte) { sectionOf(p, secChunks)[0]++ },
 		"layer":             func(p []byte) { sectionOf(p, secContents)[48] = 9 },
+		"totals":            func(p []byte) { p[totalsOff]--; p[totalsOff+8]++ },
 	} {
 		p := slices.Clone(good)
 		change(p)
@@ -271,6 +272,9 @@ func useInode(t testing.TB, tree *Tree, ino Ino) {
 	tree.Xattr(ino, "user.none")
 	tree.Content(ino)
 	tree.ContentIndex(ino)
+	if ino < 100 {
+		tree.Path(ino)
+	}
 	tree.DirLen(ino)
 	tree.DirAt(ino, 0)
 	tree.Lookup(ino, "x")

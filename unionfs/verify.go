@@ -20,15 +20,19 @@ func (t *Tree) Verify() error {
 	if err != nil {
 		return err
 	}
+	sum := Totals{Names: t.Totals().Names}
 	for ino := Root; ino <= t.MaxIno(); ino++ {
-		if err := t.verifyInode(ino, links[ino-1]); err != nil {
+		if err := t.verifyInode(ino, links[ino-1], &sum); err != nil {
 			return err
 		}
 	}
 	for i := range t.Totals().Contents {
-		if err := t.verifyContent(uint32(i)); err != nil {
+		if err := t.verifyContent(uint32(i), &sum); err != nil {
 			return err
 		}
+	}
+	if sum != t.Totals() {
+		return t.damaged("it holds %+v and claims %+v", sum, t.Totals())
 	}
 	return nil
 }
@@ -72,22 +76,34 @@ func (t *Tree) verifyDirs() ([]uint32, error) {
 	return links, nil
 }
 
-func (t *Tree) verifyInode(ino Ino, links uint32) error {
+// verifyInode checks an inode and counts it in.
+func (t *Tree) verifyInode(ino Ino, links uint32, sum *Totals) error {
 	a, ok := t.Attr(ino)
 	if !ok || a.Nlink != links || links == 0 {
 		return t.damaged("inode %d makes no sense", ino)
 	}
+	sum.Inodes++
 	switch a.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
+		sum.Files++
 		idx, ok := t.ContentIndex(ino)
 		if c, ok2 := t.ContentInfo(idx); !ok || !ok2 || c.Size != a.Size {
 			return t.damaged("file %d has no content that fits", ino)
 		}
+	case unix.S_IFDIR:
+		sum.Dirs++
 	case unix.S_IFLNK:
+		sum.Symlinks++
 		if target, ok := t.Readlink(ino); !ok || checkSymlink(target) != nil {
 			return t.damaged("symlink %d has no target", ino)
 		}
+	default:
+		sum.Specials++
 	}
+	return t.verifyXattrs(ino)
+}
+
+func (t *Tree) verifyXattrs(ino Ino) error {
 	set := t.xattrSet(ino)
 	if le.Uint32(t.inode(ino)[36:]) != 0 && len(set) == 0 {
 		return t.damaged("inode %d has extended attributes outside the tree", ino)
@@ -102,7 +118,8 @@ func (t *Tree) verifyInode(ino Ino, links uint32) error {
 	return nil
 }
 
-func (t *Tree) verifyContent(idx uint32) error {
+// verifyContent checks a content and counts it in.
+func (t *Tree) verifyContent(idx uint32, sum *Totals) error {
 	c, ok := t.ContentInfo(idx)
 	for i := 0; ok && i < t.NumChunks(idx); i++ {
 		var k Chunk
@@ -116,5 +133,7 @@ func (t *Tree) verifyContent(idx uint32) error {
 	if err := checkContent(&t.layers[c.Layer], &c); err != nil {
 		return t.damaged("content %d: %v", idx, err)
 	}
+	sum.Contents++
+	sum.ContentBytes += c.Size
 	return nil
 }

@@ -170,3 +170,20 @@ func TestReadOnlyCgroupFS(t *testing.T) {
 	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &limit}
 	wantSetupError(t, root, spec, "make the cgroup")
 }
+
+// The unified hierarchy alone, as hosts have it today; made of what a hybrid host has.
+func TestCgroupV2(t *testing.T) {
+	if !cgroups.IsCgroup2UnifiedMode() && !cgroups.IsCgroup2HybridMode() {
+		t.Skip("the host has no cgroup v2")
+	}
+	root := newRootfs(t)
+	spec := sh("cat /proc/self/cgroup | grep ^0; cat /sys/fs/cgroup/cgroup.procs | head -1; mkdir /sys/fs/cgroup/x; " +
+		"mknod /tmp/fuse c 10 229 && : < /tmp/fuse")
+	got := holder(t, "run", `exec unshare -m sh -c 'mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup && exec "$0" 2>&1' "$0"`, root, spec)
+	if want := "0::/\n1\n"; !strings.HasPrefix(got, want) || !strings.Contains(got, "Read-only") || !strings.Contains(got, "not permitted") {
+		t.Errorf("got %q", got)
+	}
+	if exists("/sys/fs/cgroup/unified/veneer/" + testID(root)) {
+		t.Error("the cgroup is left")
+	}
+}

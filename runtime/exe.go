@@ -18,17 +18,7 @@ const selfFD = 100
 // command) leads to the host's file, which root in the container could reopen for writing. So the child runs from a
 // read-only mount of the file that is in nobody's mount namespace, or, where that is not permitted, from a sealed copy in memory.
 func openSelf() (*os.File, error) {
-	// The kernel clones a mount for a thread of the mount's own namespace only (fs/namespace.c, open_tree: check_mnt), and the
-	// calling thread may have unshared its own: another thread has not.
-	opened := make(chan *os.File)
-	go func() {
-		f, err := readOnlySelf()
-		if err != nil {
-			f = nil
-		}
-		opened <- f
-	}()
-	if f := <-opened; f != nil {
+	if f, err := readOnlySelf(); err == nil {
 		return f, nil
 	}
 	return copySelf()

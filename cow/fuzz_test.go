@@ -57,8 +57,7 @@ func resealed(b []byte, first uint64) []byte {
 
 // What is read as a state either is refused, or is a state that can be walked, changed and read again.
 func tryState(t *testing.T, img *image, name string, b []byte) {
-	dir := t.TempDir()
-	must(t, os.MkdirAll(filepath.Join(dir, "data"), 0o700))
+	dir := fastDir(t)
 	must(t, os.WriteFile(filepath.Join(dir, name), b, 0o600))
 	f, err := Open(dir, img.tree, img, Options{})
 	if err != nil {
@@ -76,6 +75,16 @@ func tryState(t *testing.T, img *image, name string, b []byte) {
 	}
 	walkAll(f)
 	abandon(f)
+}
+
+// fastDir is a directory in memory, where fsync costs nothing, if there is one.
+func fastDir(t testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "cow")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func walkAll(f *FS) {

@@ -134,7 +134,10 @@ func (d *dec) length(limit int64) int64 {
 }
 
 func (d *dec) bytes() []byte {
-	n := d.length(int64(len(d.p)))
+	n := d.u()
+	if n > uint64(len(d.p)) { // what is left after the length
+		d.bad = true
+	}
 	if d.bad {
 		return nil
 	}

@@ -47,7 +47,9 @@ func (f *FS) recover() error {
 			return err
 		}
 	}
-	f.objs.many = seq > f.checkpointAt // nobody knows which objects the last server had synced
+	if seq > f.checkpointAt {
+		f.suspectObjects()
+	}
 	if err := f.recoverBackings(); err != nil {
 		return err
 	}
@@ -154,6 +156,15 @@ func (f *FS) loadCheckpoint() (gen uint64, err error) {
 	f.checkpointAt = h.seq
 	f.checkpointDue = max(f.checkpointDue, 2*int64(len(b)))
 	return h.gen, nil
+}
+
+// suspectObjects says that nobody knows which data objects the last server had synced.
+func (f *FS) suspectObjects() {
+	for ino, n := range f.nodes {
+		if n.isRegular() && (n.flags&flagPlain != 0 || n.runs() != nil) {
+			f.objs.markDirty(ino)
+		}
+	}
 }
 
 // endOrphans ends the inodes without a name: nobody can have them open any more.

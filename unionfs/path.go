@@ -8,12 +8,12 @@ import (
 )
 
 // Path returns a path of an inode below the root, the first of several; "." is the root. It is meant for messages:
-// it looks at every entry of the tree until it finds the inode.
+// for a file it looks at every entry of the tree until it finds the inode.
 func (t *Tree) Path(ino Ino) (string, bool) {
 	var names []string
-	for ino != Root {
+	for ino != Root { // ends: a directory's parent has a lower number
 		dir, name := t.nameOf(ino)
-		if dir == 0 || dir >= ino && t.inodeOf(ino, unix.S_IFDIR) != nil {
+		if dir == 0 {
 			return "", false
 		}
 		names, ino = append(names, strings.Clone(name)), dir

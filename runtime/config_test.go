@@ -263,9 +263,9 @@ func TestRootless(t *testing.T) {
 }
 
 // inspection prints what a container can see of itself, as far as it should not depend on the runtime. (Left out: old runc forgets the
-// "ro" of a v1 cgroup mount under a cgroup namespace.)
+// "ro" of a v1 cgroup mount under a cgroup namespace, and every runc hands on what its parent ignores: make ignores signal 32.)
 const inspection = `
-	for f in Cap NoNewPrivs Uid Gid Groups Sig Umask Seccomp Threads; do grep ^$f /proc/self/status; done | grep -v SigQ
+	for f in Cap NoNewPrivs Uid Gid Groups Sig Umask Seccomp Threads; do grep ^$f /proc/self/status; done | grep -v -e SigQ -e SigIgn
 	for n in /dev/*; do stat -c '%n %F %t:%T %a %u:%g' $n; done
 	for l in fd stdin stdout stderr ptmx; do echo $l $(readlink /dev/$l); done
 	env | sort; pwd; hostname; id; ulimit -n; ulimit -c; umask

@@ -71,7 +71,7 @@ type Chunk struct {
 	Size     int64  // uncompressed bytes
 	Digest   Digest // of the uncompressed bytes
 	BlobOff  int64  // where the compressed member (gzip member, zstd frame) starts in the blob
-	BlobSize int64  // compressed bytes of that member
+	BlobSize int64  // compressed bytes of that member; 0: the chunk is zeros, of which the blob holds nothing
 	Inner    int64  // where the chunk starts in the decompressed member
 }
 

@@ -43,6 +43,19 @@ func (a access) blob() bool {
 // accessLine is the combined log format.
 var accessLine = regexp.MustCompile(`^\S+ - - \[[^]]+\] "(\S+) (\S+) HTTP/[0-9.]+" ([0-9]+) ([0-9]+) `)
 
+// parseAccess reads a line of the access log; not ok for other lines.
+func parseAccess(line string) (a access, ok bool) {
+	m := accessLine.FindStringSubmatch(line)
+	if m == nil {
+		return a, false
+	}
+	a = access{method: m[1], path: m[2]}
+	var errStatus, errBytes error
+	a.status, errStatus = strconv.Atoi(m[3])
+	a.bytes, errBytes = strconv.ParseInt(m[4], 10, 64)
+	return a, errStatus == nil && errBytes == nil
+}
+
 // freePort returns an address of loopback that is free now: docker-registry cannot tell which one it took.
 func freePort() (string, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -80,11 +93,9 @@ func startRegistry(ctx context.Context, dir string) (*dockerRegistry, error) {
 	go func() {
 		defer close(r.done)
 		for s := bufio.NewScanner(out); s.Scan(); {
-			if m := accessLine.FindStringSubmatch(s.Text()); m != nil {
-				status, _ := strconv.Atoi(m[3])
-				n, _ := strconv.ParseInt(m[4], 10, 64)
+			if a, ok := parseAccess(s.Text()); ok {
 				r.mu.Lock()
-				r.log = append(r.log, access{m[1], m[2], status, n})
+				r.log = append(r.log, a)
 				r.mu.Unlock()
 			}
 		}

@@ -87,6 +87,10 @@ func (x *Contents) have(r chunkRef) bool {
 	if x.store.hasContent(c.Digest, c.Size) {
 		return true
 	}
+	if f, err := x.openWhole(&c); err == nil { // another process has brought it, and it is hashed now
+		f.Close()
+		return true
+	}
 	if !x.hasPartial(r.content) {
 		return false
 	}

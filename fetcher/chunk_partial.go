@@ -27,6 +27,7 @@ type partial struct {
 	data    *os.File
 	chunks  *os.File // the map
 	name    string   // of both, without suffix
+	isNew   bool     // it had no map before; immutable after open
 
 	mu     sync.Mutex
 	marks  []byte   // guarded by mu; chunks known to be here; never more than the map has
@@ -110,6 +111,7 @@ func (p *partial) load(key [32]byte) error {
 		return nil
 	}
 	if !ok {
+		p.isNew = true
 		marks = make([]byte, head.chunks)
 	}
 	p.verifyMarks(marks)
@@ -238,6 +240,13 @@ func (p *partial) isPlaced() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.placed
+}
+
+// discard removes and closes a partial file that nobody needs.
+func (p *partial) discard() {
+	os.Remove(p.name + ".map")
+	os.Remove(p.name + ".data")
+	p.close()
 }
 
 func (p *partial) close() {

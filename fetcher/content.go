@@ -215,6 +215,7 @@ func (x *Contents) read(ctx context.Context, idx uint32, c *unionfs.Content, p [
 		if err != nil && !errors.Is(err, errAgain) {
 			return 0, err
 		}
+		x.files.drop(idx) // it may be whole now, and the open file is the partial one
 	}
 	return 0, asEIO(errors.Join(err, errors.New("the store does not keep it")))
 }
@@ -286,6 +287,13 @@ func (x *Contents) open(idx uint32, c *unionfs.Content) (*contentFile, error) {
 		// Without its partial file a content is still read: from memory.
 		x.tellFull(err)
 		return nil, nil
+	}
+	if part.isNew {
+		// It may have been completed after we looked for it, and before we made a partial file of it once more.
+		if whole, err := x.openWhole(c); err == nil {
+			part.discard()
+			return x.files.add(&contentFile{idx: idx, whole: whole}), nil
+		}
 	}
 	if part.whole() { // who brought the last chunk died before it was moved
 		if err := x.store.complete(part); err != nil {

@@ -89,7 +89,9 @@ func (s *Store) loadLayer(ctx context.Context, src *layerSource, plain chan stru
 		}
 		defer func() { <-plain }()
 		err = s.stream(ctx, src, p, func(e *unionfs.Entry) error {
-			out.entries = append(out.entries, e)
+			if format == unionfs.FormatPlain || !isLandmark(e.Name) {
+				out.entries = append(out.entries, e)
+			}
 			return nil
 		})
 	}

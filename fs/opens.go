@@ -116,7 +116,7 @@ func (t *openTable) open(node uint64, write bool) (flags uint32, id int32, err e
 	case n == nil:
 		n = t.first(node, write)
 		s.nodes[node] = n
-	case write && n.mode != modeCached && !n.write && !t.hold(node, n):
+	case write && (n.mode == modeShared || n.mode == modeOwn && !n.write && !t.hold(node, n)):
 		return 0, 0, t.leave(ino)
 	}
 	n.opens++

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,7 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const cgroupRoot = "/sys/fs/cgroup"
+const (
+	cgroupRoot    = "/sys/fs/cgroup"
+	defaultParent = "/veneer" // of cgroups for which the configuration has no path; it goes with the last of them
+)
 
 // cgroup is a container's cgroup: one directory with v2, one in each hierarchy with v1. A nil *cgroup is a container without one.
 type cgroup struct {
@@ -36,9 +40,12 @@ func createCgroup(p *plan) (*cgroup, error) {
 	}
 	name := p.cgroup
 	if name == "" {
-		name = "/veneer/" + p.id
+		name = path.Join(defaultParent, p.id)
 	}
 	c, err := newCgroup(name, resources)
+	if err == nil {
+		err = c.refuseInhabited()
+	}
 	if err == nil {
 		err = c.mkdir()
 	}
@@ -89,10 +96,19 @@ func newCgroup(name string, r *cgroups.Resources) (*cgroup, error) {
 	return c, err
 }
 
+// refuseInhabited refuses a cgroup in which others live: destroy would kill them.
+func (c *cgroup) refuseInhabited() error {
+	pids, err := c.manager.GetAllPids()
+	if err == nil && len(pids) > 0 {
+		return fmt.Errorf("cgroup %s holds process %d: %w", c.path, pids[0], unix.EBUSY)
+	}
+	return nil // it is not there, as it should be
+}
+
 func (c *cgroup) mkdir() error {
 	for _, dir := range c.manager.GetPaths() {
 		err := os.MkdirAll(dir, 0o755)
-		// A container that ends may remove a parent that we share just before we use it (removeParents).
+		// A container that ends may remove a parent that we share just before we use it (destroy).
 		for n := 0; errors.Is(err, unix.ENOENT) && isDir(cgroupRoot) && n < 100; n++ {
 			err = os.MkdirAll(dir, 0o755)
 		}
@@ -103,8 +119,8 @@ func (c *cgroup) mkdir() error {
 	return nil
 }
 
-func isDir(path string) bool {
-	st, err := os.Stat(path)
+func isDir(name string) bool {
+	st, err := os.Stat(name)
 	return err == nil && st.IsDir()
 }
 
@@ -197,34 +213,26 @@ func (c *cgroup) destroy() error {
 	if err := c.manager.Destroy(); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", c.path, err)
 	}
-	c.removeParents(dirs)
+	if path.Dir(c.path) == defaultParent {
+		for _, dir := range dirs {
+			unix.Rmdir(filepath.Dir(dir)) // fails as long as it holds another container
+		}
+	}
 	return nil
 }
 
-// removeParents removes the directories that createCgroup made above, as soon as they are empty.
-func (c *cgroup) removeParents(dirs []string) {
-	depth := strings.Count(c.path, "/")
-	for _, dir := range dirs {
-		for range depth - 1 {
-			if dir = filepath.Dir(dir); unix.Rmdir(dir) != nil {
-				break // in use by another container
-			}
-		}
-	}
-}
-
-// DestroyCgroup kills all processes of a cgroup and removes it; path is what CgroupPath of its container returned. It is for who cleans up after
+// DestroyCgroup kills all processes of a cgroup and removes it; name is what CgroupPath of its container returned. It is for who cleans up after
 // the container's own process has died. A cgroup that does not exist is not an error.
-func DestroyCgroup(path string) error {
-	if path == "" {
+func DestroyCgroup(name string) error {
+	if name == "" {
 		return nil
 	}
-	c, err := newCgroup(path, &cgroups.Resources{})
+	c, err := newCgroup(name, &cgroups.Resources{})
 	if cgroups.IsNotFound(err) || errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("find cgroup %s: %w", path, err)
+		return fmt.Errorf("find cgroup %s: %w", name, err)
 	}
 	return c.destroy()
 }
@@ -252,6 +260,9 @@ func (c *cgroup) mountpoints(log *slog.Logger) []cgroupMountpoint {
 	}
 	var out []cgroupMountpoint
 	for _, m := range mounts {
+		if filepath.Dir(m.Mountpoint) != cgroupRoot {
+			continue // mounted a second time elsewhere
+		}
 		// Of the super block's options, those that name the hierarchy are controllers and its own name.
 		names := slices.DeleteFunc(strings.Split(m.VFSOptions, ","), func(o string) bool {
 			return slices.Contains(cgroupSuperOptions, o) || strings.HasPrefix(o, "release_agent=")

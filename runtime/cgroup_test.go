@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -147,6 +148,36 @@ func TestKillEach(t *testing.T) {
 	_, err := c.Wait()
 	must(t, err)
 	must(t, c.Delete())
+}
+
+func TestCgroupOfOthersIsRefused(t *testing.T) {
+	root := newRootfs(t)
+	c, _ := create(t, root, newSpec("/bin/sleep", "1000"))
+	_, _, err := tryCreate(t, root, newSpec("/bin/true"))
+	if !errors.Is(err, unix.EBUSY) {
+		t.Errorf("error %v", err)
+	}
+	if c.State().Status != specs.StateCreated {
+		t.Error("the first container was ended")
+	}
+}
+
+func TestParentsOfAConfiguredCgroupStay(t *testing.T) {
+	root := newRootfs(t)
+	spec := newSpec("/bin/true")
+	spec.Linux.CgroupsPath = "/" + testID(root) + "/inner"
+	dirs := cgroupDirs(t, spec.Linux.CgroupsPath)
+	c, _ := create(t, root, spec)
+	if c.CgroupPath() != spec.Linux.CgroupsPath {
+		t.Errorf("cgroup %s", c.CgroupPath())
+	}
+	must(t, c.Delete())
+	for _, d := range dirs {
+		if exists(d) {
+			t.Errorf("%s is left", d)
+		}
+		must(t, os.Remove(filepath.Dir(d)))
+	}
 }
 
 func TestHostRootIsNotACgroupOfOurs(t *testing.T) {

@@ -73,6 +73,28 @@ func TestWrongConfigurationIsRefusedBeforeAnythingIsMade(t *testing.T) {
 	}
 }
 
+func TestOnlySysctlsOfTheContainersNamespaces(t *testing.T) {
+	all := map[specs.LinuxNamespaceType]bool{specs.NetworkNamespace: true, specs.IPCNamespace: true, specs.UTSNamespace: true}
+	for _, name := range []string{"net.core.somaxconn", "net/core/somaxconn", "kernel.shmmax", "net.ipv4.conf.eth0/1.forwarding"} {
+		if err := checkSysctls(map[string]string{name: "1"}, all); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := checkSysctls(map[string]string{name: "1"}, nil); err == nil {
+			t.Errorf("%s: accepted without its namespace", name)
+		}
+	}
+	for _, name := range []string{
+		"kernel.core_pattern", "net/../kernel/core_pattern", "net.//.kernel.core_pattern", "net", "", "../../etc/passwd", "kernel.sem2",
+	} {
+		if err := checkSysctls(map[string]string{name: "1"}, all); err == nil {
+			t.Errorf("%s is accepted", name)
+		}
+	}
+	if got := sysctlPath("net.ipv4.conf.eth0/1.forwarding"); got != "/proc/sys/net/ipv4/conf/eth0.1/forwarding" {
+		t.Error(got)
+	}
+}
+
 func TestRaisingALimitBeyondTheCallersIsAnError(t *testing.T) {
 	var own unix.Rlimit
 	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &own))

@@ -127,7 +127,8 @@ func privateMounts(t *testing.T) {
 }
 
 func testID(root string) string {
-	return "test-" + strings.ToLower(filepath.Base(filepath.Dir(filepath.Dir(root))))
+	dir := filepath.Dir(root)
+	return "test-" + strings.ToLower(filepath.Base(filepath.Dir(dir))) + "-" + filepath.Base(dir)
 }
 
 func collect(r *os.File) chan string {

@@ -324,33 +324,36 @@ func (p *plan) refuseUnsupported(CreateOptions) error {
 	return nil
 }
 
-// nsSysctls are the sysctls that belong to a namespace, by prefix or whole name: others are the host's.
+// nsSysctls are the sysctls that belong to a namespace, below /proc/sys: others are the host's.
 var nsSysctls = []struct {
-	name string
+	path string // a directory if it ends in a slash
 	ns   specs.LinuxNamespaceType
 }{
-	{"net.", specs.NetworkNamespace},
-	{"fs.mqueue.", specs.IPCNamespace},
-	{"kernel.msgmax", specs.IPCNamespace}, {"kernel.msgmnb", specs.IPCNamespace}, {"kernel.msgmni", specs.IPCNamespace},
-	{"kernel.sem", specs.IPCNamespace}, {"kernel.shmall", specs.IPCNamespace}, {"kernel.shmmax", specs.IPCNamespace},
-	{"kernel.shmmni", specs.IPCNamespace}, {"kernel.shm_rmid_forced", specs.IPCNamespace},
-	{"kernel.hostname", specs.UTSNamespace}, {"kernel.domainname", specs.UTSNamespace},
+	{"net/", specs.NetworkNamespace},
+	{"fs/mqueue/", specs.IPCNamespace},
+	{"kernel/msgmax", specs.IPCNamespace}, {"kernel/msgmnb", specs.IPCNamespace}, {"kernel/msgmni", specs.IPCNamespace},
+	{"kernel/sem", specs.IPCNamespace}, {"kernel/shmall", specs.IPCNamespace}, {"kernel/shmmax", specs.IPCNamespace},
+	{"kernel/shmmni", specs.IPCNamespace}, {"kernel/shm_rmid_forced", specs.IPCNamespace},
+	{"kernel/hostname", specs.UTSNamespace}, {"kernel/domainname", specs.UTSNamespace},
 }
 
+// checkSysctls looks at the file that will be written, whatever way it is spelt.
 func checkSysctls(sysctls map[string]string, namespaces map[specs.LinuxNamespaceType]bool) error {
 	for name := range sysctls {
-		dotted := strings.ReplaceAll(name, "/", ".")
+		file := strings.TrimPrefix(sysctlPath(name), procSys)
 		ok := false
 		for _, s := range nsSysctls {
-			match := dotted == s.name || strings.HasSuffix(s.name, ".") && strings.HasPrefix(dotted, s.name)
+			match := file == s.path || strings.HasSuffix(s.path, "/") && strings.HasPrefix(file, s.path)
 			ok = ok || match && namespaces[s.ns]
 		}
-		if !ok || strings.Contains(name, "..") || strings.ContainsRune(name, 0) {
+		if !ok || strings.ContainsRune(name, 0) {
 			return badConfig("linux.sysctl", "%s is not of a namespace of the container", name)
 		}
 	}
 	return nil
 }
+
+const procSys = "/proc/sys/"
 
 // sysctlPath is the file of a sysctl. With dots as separators a slash stands for a dot in a component, as sysctl(8) has it.
 func sysctlPath(name string) string {
@@ -365,7 +368,7 @@ func sysctlPath(name string) string {
 			return r
 		}, name)
 	}
-	return filepath.Join("/proc/sys", name)
+	return filepath.Join(procSys, name)
 }
 
 // personality(2) domains that config-linux.md names.

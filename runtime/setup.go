@@ -113,7 +113,7 @@ var steps = []step{
 	{"attach the terminal", (*child).hasTerminal, (*child).attachConsole},
 	{"hand over standard streams", nil, (*child).chownStreams},
 	// A session keyring of its own: keys of the caller's must not be readable, nor one container's by another.
-	{"join a session keyring", nil, joinKeyring},
+	{"join a session keyring", nil, (*child).joinKeyring},
 	{"set the umask", nil, (*child).setUmask},
 	{"set the personality", nil, (*child).setPersonality},
 	// Needs the descriptor from before the pivot, and no privilege; AppArmor refuses it after no_new_privs.
@@ -274,8 +274,8 @@ func (c *child) makeCwd() error {
 	if err == nil {
 		unix.Close(fd)
 	}
-	if errors.Is(err, unix.ENOTDIR) {
-		return nil // changeCwd reports it
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EROFS) {
+		return nil // changeCwd says what is wrong with it
 	}
 	return err
 }
@@ -326,8 +326,8 @@ func (c *child) chownStreams() error {
 	return nil
 }
 
-func joinKeyring(*child) error {
-	_, err := unix.KeyctlJoinSessionKeyring("_ses." + "container")
+func (c *child) joinKeyring() error {
+	_, err := unix.KeyctlJoinSessionKeyring("_ses." + c.config.ID)
 	if err == unix.ENOSYS || err == unix.EPERM || err == unix.EDQUOT {
 		return nil // keyrings are not there, forbidden, or used up: the container goes without
 	}

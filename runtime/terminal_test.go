@@ -109,10 +109,11 @@ func TestTerminalDoesNotTrustTheImage(t *testing.T) {
 	must(t, os.Symlink("../../../../../../"+target, filepath.Join(root, "dev/console")))
 	spec := sh("ls -l /dev/console | cut -c1")
 	spec.Mounts = append(spec.Mounts[:1:1], spec.Mounts[2])
-	_, out := createTerminal(t, root, spec)
+	c, out := createTerminal(t, root, spec)
 	if got := readLine(t, out); got != "l" {
 		t.Errorf("got %q", got)
 	}
+	must(t, c.Delete())
 	if st, err := os.Stat(target); err != nil || st.Mode()&os.ModeType != 0 || st.Size() != 0 {
 		t.Errorf("the host's file is %v, %v", st, err)
 	}

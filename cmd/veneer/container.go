@@ -43,12 +43,12 @@ type container struct {
 	Image    string    `json:"image"`    // the reference, in full
 	Manifest string    `json:"manifest"` // digest of the image's manifest
 
-	// The process, with the image's configuration already applied. In a User name and without HOME in Env, the last word
-	// is the container's own /etc/passwd.
+	// The process, with the image's configuration and accounts already applied.
 	Args       []string `json:"args"`
 	Entrypoint *string  `json:"-"` // of the flag; nil without it
 	Env        []string `json:"env"`
-	User       string   `json:"user,omitempty"`
+	User       string   `json:"user,omitempty"` // as the flag or the image says
+	Account    *account `json:"account"`        // whom that means
 	WorkDir    string   `json:"workDir,omitempty"`
 
 	Hostname string   `json:"hostname"`

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 
@@ -82,10 +81,11 @@ func (l *link) send(m any, files ...*os.File) error {
 func (l *link) recv(m any) ([]*os.File, error) {
 	p, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(8*4))
 	n, oobn, flags, _, err := l.conn.ReadMsgUnix(p, oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// It ended with a message of ours unread. The kernel says so once, ahead of what it had sent before.
+		n, oobn, flags, _, err = l.conn.ReadMsgUnix(p, oob)
+	}
 	if err != nil {
-		if errors.Is(err, unix.ECONNRESET) {
-			return nil, io.EOF // it died with messages of ours unread
-		}
 		return nil, err
 	}
 	files, err := rights(oob[:oobn])

@@ -236,8 +236,8 @@ func (l *lab) processes() []string {
 func cgroupsOf(t *testing.T, id string) []string {
 	t.Helper()
 	var found []string
-	for _, pattern := range []string{"/sys/fs/cgroup/veneer/", "/sys/fs/cgroup/*/veneer/"} {
-		dirs, err := filepath.Glob(pattern + id)
+	for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, err := filepath.Glob(pattern + cgroupPath(id))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -84,7 +84,7 @@ func (f *mountFlags) check() error {
 
 // mount mounts and returns when the mount is usable.
 func (a *app) mount(ctx context.Context, f *mountFlags, image, dir string) (err error) {
-	begun := time.Now()
+	b := before{Begun: time.Now()}
 	if err := a.needRoot("mount"); err != nil {
 		return err
 	}
@@ -96,15 +96,16 @@ func (a *app) mount(ctx context.Context, f *mountFlags, image, dir string) (err 
 		return err
 	}
 	if image != "" {
-		got, err := a.imageForRun(ctx, image, f.plainHTTP)
+		err := a.openImage(ctx, image, f.plainHTTP, func(img *localImage) error {
+			job.Image, job.Manifest = img.Ref.String(), string(img.Manifest)
+			b.resolved(img)
+			return nil
+		})
 		if err != nil {
 			return err
 		}
-		job.Image, job.Manifest = got.image.Ref.String(), string(got.image.Manifest)
-		job.Before.Bytes, job.Before.Requests = got.bytes, got.requests
 	}
-	job.Before.Begun, job.Before.Resolved = begun, time.Since(begun)
-	job.Dir = dir
+	job.Before, job.Dir = b, dir
 	return a.serveMount(job)
 }
 

@@ -4,6 +4,9 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // The parts that the binary plays when it starts itself. Their names are its argv[0], so that ps(1) shows what is what.
@@ -30,8 +33,18 @@ func playRole(argv []string) {
 	}
 	switch argv[0] {
 	case roleMonitor:
+		setComm("veneer-monitor")
 		os.Exit(monitorMain(argv[1:]))
 	case roleServer:
+		setComm("veneer-server")
 		os.Exit(serverMain(argv[1:]))
+	}
+}
+
+// setComm names the calling thread, and those that it makes, for top(1) and the like; else they would all be "exe".
+func setComm(name string) {
+	p, err := unix.BytePtrFromString(name)
+	if err == nil {
+		unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(p)), 0, 0, 0)
 	}
 }

@@ -100,32 +100,36 @@ func (a *app) run(ctx context.Context, f *runFlags, image string, args []string)
 	if err != nil {
 		return err
 	}
-	got, err := a.fill(ctx, c, image)
-	if err != nil {
+	job := monitorJob{Before: before{Begun: begun}}
+	if err := a.fill(ctx, c, image, &job.Before); err != nil {
 		m.abandon()
 		return err
 	}
-	return m.follow(monitorJob{Before: before{begun, time.Since(begun), got.bytes, got.requests}})
+	return m.follow(job)
 }
 
 // fill resolves the image, makes sure that its tree is here, and completes c by the image's configuration.
-func (a *app) fill(ctx context.Context, c *container, image string) (*fetched, error) {
-	got, err := a.imageForRun(ctx, image, c.PlainHTTP)
+func (a *app) fill(ctx context.Context, c *container, image string, b *before) error {
+	err := a.openImage(ctx, image, c.PlainHTTP, func(img *localImage) (err error) {
+		c.Shown, c.Image, c.Manifest = image, img.Ref.String(), string(img.Manifest)
+		if err := c.applyImage(img.Config.Config); err != nil {
+			return err
+		}
+		c.Account, err = lookUpUser(ctx, img, c.User)
+		b.resolved(img)
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	c.Shown, c.Image, c.Manifest = image, got.image.Ref.String(), string(got.image.Manifest)
-	if err := c.applyImage(got.image.Config.Config); err != nil {
-		return nil, err
+		return err
 	}
 	if err := makeVolumeSources(c.Volumes); err != nil {
-		return nil, err
+		return err
 	}
 	p := a.places()
 	if err := writeNetworkFiles(p, c); err != nil {
-		return nil, err
+		return err
 	}
-	return got, p.publish(c)
+	return p.publish(c)
 }
 
 // container checks the flags and makes of them what does not need the image.

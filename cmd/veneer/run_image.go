@@ -7,32 +7,30 @@ import (
 	"strings"
 
 	"github.com/veneerfs/veneer/fetcher"
+	"github.com/veneerfs/veneer/unionfs"
 )
 
-// fetched is what the command line got of an image before a server took over.
-type fetched struct {
-	image    *fetcher.Image
-	bytes    int64 // of layers
-	requests int64 // for layers
+// localImage is an image whose tree is in the store.
+type localImage struct {
+	*fetcher.Image
+	tree   *unionfs.Tree
+	store  *fetcher.Store
+	client *fetcher.Client
 }
 
-// imageForRun finds an image in the store, or else where its name says, and makes sure that its tree is in the store. What has been
-// resolved before is not asked for again, as with Docker: a newer image of the same tag comes with pull.
-func (a *app) imageForRun(ctx context.Context, name string, plainHTTP bool) (*fetched, error) {
+// openImage finds an image in the store, or else where its name says, makes sure that its tree is in the store, and calls use.
+// What has been resolved before is not asked for again, as with Docker: a newer image of the same tag comes with pull.
+func (a *app) openImage(ctx context.Context, name string, plainHTTP bool, use func(*localImage) error) (err error) {
 	ref, err := fetcher.ParseReference(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	store, err := fetcher.OpenStore(a.root)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	defer func() { err = errors.Join(err, store.Close()) }()
 	store.SetLog(a.log)
-	got, err := a.imageFrom(ctx, store, ref, plainHTTP)
-	return got, errors.Join(err, store.Close())
-}
-
-func (a *app) imageFrom(ctx context.Context, store *fetcher.Store, ref fetcher.Reference, plainHTTP bool) (*fetched, error) {
 	client := fetcher.NewClient(fetcher.ClientOptions{PlainHTTP: plainHTTP, Log: a.log})
 	defer client.Close()
 	img, err := store.Image(ref, fetcher.Platform{})
@@ -41,33 +39,60 @@ func (a *app) imageFrom(ctx context.Context, store *fetcher.Store, ref fetcher.R
 		img, err = client.Resolve(ctx, ref, fetcher.Platform{})
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := a.makeTree(ctx, store, client, img, isNew); err != nil {
-		return nil, err
+	tree, err := a.openTree(ctx, store, client, img, isNew)
+	if err != nil {
+		return err
 	}
+	defer tree.Close()
 	if isNew {
 		if err := store.SaveImage(img); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	t := client.Traffic()
-	return &fetched{image: img, bytes: t.LayerBytes, requests: t.LayerRequests}, nil
+	return use(&localImage{Image: img, tree: tree, store: store, client: client})
 }
 
-// makeTree makes sure that img's tree is in the store.
-func (a *app) makeTree(ctx context.Context, store *fetcher.Store, client *fetcher.Client, img *fetcher.Image, isNew bool) error {
+// openTree opens img's tree, and shows how it is made for a new image.
+func (a *app) openTree(ctx context.Context, store *fetcher.Store, client *fetcher.Client, img *fetcher.Image, isNew bool) (*unionfs.Tree, error) {
 	var shown fetcher.Progress
 	if isNew {
 		p := newProgress(a.stderr)
 		defer p.close()
 		shown = p
 	}
-	tree, err := store.Tree(ctx, client, img, shown)
-	if err != nil {
-		return err
+	return store.Tree(ctx, client, img, shown)
+}
+
+// readFile reads a file of the image, as the path of the container would lead to it. A missing one, or what is no regular file,
+// is fs.ErrNotExist.
+func (img *localImage) readFile(ctx context.Context, path string, limit int64) ([]byte, error) {
+	ino, ok := resolveInTree(img.tree, path)
+	if !ok {
+		return nil, errNoFile(path)
 	}
-	return tree.Close()
+	attr, _ := img.tree.Attr(ino)
+	if !isRegular(attr) {
+		return nil, errNoFile(path)
+	}
+	contents, err := img.store.Contents(img.client, img.Image, img.tree, fetcher.ContentsOptions{})
+	if err != nil {
+		return nil, err
+	}
+	defer contents.Close()
+	p := make([]byte, min(attr.Size, limit))
+	for n := 0; n < len(p); {
+		k, err := contents.ReadAt(ctx, ino, p[n:], int64(n))
+		if err != nil {
+			return nil, fmt.Errorf("read the image's %s: %w", path, err)
+		}
+		if k == 0 {
+			return p[:n], nil
+		}
+		n += k
+	}
+	return p, nil
 }
 
 // pinned returns the reference to the one manifest that ref was resolved to.

@@ -19,7 +19,7 @@ import (
 type server struct {
 	log  *slog.Logger
 	link *link
-	lock *os.File // held, not used
+	lock *os.File // held until the process ends
 	job  serverJob
 	tree *servedTree
 	fs   *fs.Server
@@ -187,5 +187,7 @@ func (s *server) settle() {
 		s.log.Error("clean up after the monitor", "err", err)
 		return
 	}
-	p.unlock(c.ID, s.lock)
+	if err := p.removeRun(c.ID); err != nil {
+		s.log.Error("clean up after the monitor", "err", err)
+	}
 }

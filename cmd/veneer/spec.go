@@ -90,8 +90,8 @@ func mergeEnv(env, more []string) []string {
 	return env
 }
 
-// newSpec makes the OCI runtime spec of c. root is its mounted tree, open; its /etc/passwd and /etc/group are read.
-func newSpec(p places, c *container, root *os.File, width, height uint16) (*specs.Spec, error) {
+// newSpec makes the OCI runtime spec of c.
+func newSpec(p places, c *container, width, height uint16) *specs.Spec {
 	s := runtime.DefaultSpec()
 	s.Root = &specs.Root{Path: p.runFile(c.ID, "rootfs"), Readonly: c.ReadOnly}
 	s.Hostname = c.Hostname
@@ -102,13 +102,9 @@ func newSpec(p places, c *container, root *os.File, width, height uint16) (*spec
 	if c.TTY && width != 0 {
 		s.Process.ConsoleSize = &specs.Box{Width: uint(width), Height: uint(height)}
 	}
-	user, err := lookUpUser(root, c.User)
-	if err != nil {
-		return nil, err
-	}
-	s.Process.User = user.spec()
+	s.Process.User = c.Account.spec()
 	if !hasEnv(s.Process.Env, "HOME") {
-		s.Process.Env = append(slices.Clone(s.Process.Env), "HOME="+user.home)
+		s.Process.Env = append(slices.Clone(s.Process.Env), "HOME="+c.Account.Home)
 	}
 	if c.Net == "host" {
 		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
@@ -121,7 +117,7 @@ func newSpec(p places, c *container, root *os.File, width, height uint16) (*spec
 	for _, v := range c.Volumes {
 		s.Mounts = append(s.Mounts, bindMount(v.Source, v.Destination, v.ReadOnly))
 	}
-	return s, nil
+	return s
 }
 
 func hasNamespace(s *specs.Spec, t specs.LinuxNamespaceType) bool {

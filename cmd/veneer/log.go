@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 )
 
 // newLog makes the log of a monitor or a server: text lines on stderr, which is the container's veneer.log. Warnings and errors also
@@ -16,14 +17,34 @@ func newLog(level, part string, user *os.File) *slog.Logger {
 		l = slog.LevelWarn
 	}
 	file := slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}).WithAttrs([]slog.Attr{slog.String("part", part)})
-	return slog.New(&userHandler{Handler: file, user: user})
+	return slog.New(&userHandler{Handler: file, user: &userStream{file: user}})
 }
 
 // userHandler shows warnings to the user, in the form of the command line's messages, beside logging them.
 type userHandler struct {
 	slog.Handler
-	user  *os.File
+	user  *userStream
 	attrs []slog.Attr
+}
+
+// userStream is the user's terminal. It is not told the same twice in a row.
+type userStream struct {
+	file *os.File
+	mu   sync.Mutex
+	last string // guarded by mu
+}
+
+func (u *userStream) say(line string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if line == u.last {
+		return
+	}
+	u.last = line
+	if isTerminal(u.file) {
+		line = strings.TrimSuffix(line, "\n") + "\r\n" // it may be in raw mode
+	}
+	u.file.WriteString(line)
 }
 
 func (h *userHandler) Handle(ctx context.Context, r slog.Record) error {
@@ -38,11 +59,7 @@ func (h *userHandler) Handle(ctx context.Context, r slog.Record) error {
 			add(a)
 		}
 		r.Attrs(add)
-		end := "\n"
-		if isTerminal(h.user) {
-			end = "\r\n" // it may be in raw mode
-		}
-		h.user.WriteString(b.String() + end)
+		h.user.say(b.String() + "\n")
 	}
 	return h.Handler.Handle(ctx, r)
 }

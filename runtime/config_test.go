@@ -121,6 +121,34 @@ func TestCancelledContextEndsCreate(t *testing.T) {
 	}
 }
 
+func TestDeathOfTheChildEndsCreate(t *testing.T) {
+	spec := sh("true")
+	spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{
+		Path: "/bin/sh", Args: []string{"sh", "-c", "kill -9 $(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/')"},
+	}}}
+	if _, _, err := tryCreate(t, newRootfs(t), spec); err == nil || !strings.Contains(err.Error(), "died") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestDeleteEndsAStartThatWaits(t *testing.T) {
+	root := newRootfs(t)
+	fifo := filepath.Join(filepath.Dir(root), "fifo")
+	must(t, unix.Mkfifo(fifo, 0o600))
+	spec := sh("true")
+	spec.Mounts = append(spec.Mounts, bind(fifo, "/fifo"))
+	spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo > /fifo; sleep 1000"}}}}
+	c, _ := create(t, root, spec)
+	started := make(chan error)
+	go func() { started <- c.Start() }()
+	_, err := os.ReadFile(fifo)
+	must(t, err)
+	must(t, c.Delete())
+	if err := <-started; err == nil {
+		t.Error("Start succeeded")
+	}
+}
+
 func TestHooks(t *testing.T) {
 	root := newRootfs(t)
 	log := filepath.Join(filepath.Dir(root), "log")

@@ -186,14 +186,12 @@ func (c *Container) childDied(err error) error {
 }
 
 // Start lets the user's process begin. It returns an *ExecError if it could not be executed; then the container is stopped.
+// Reading the program may take long; Kill and Delete end that.
 func (c *Container) Start() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.status != specs.StateCreated {
-		return fmt.Errorf("start container %s: it is %s", c.id, c.status)
+	if err := c.begin(); err != nil {
+		return err
 	}
 	defer c.sync.f.Close()
-	c.status = specs.StateRunning
 	err := c.awaitExec()
 	if err == nil {
 		err = runHooks("poststart", hooksOf(c.spec).Poststart, c.stateAs(specs.StateRunning))
@@ -203,6 +201,17 @@ func (c *Container) Start() error {
 		<-c.exited
 	}
 	return err
+}
+
+// begin makes sure that there is one Start.
+func (c *Container) begin() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.deleted || c.status != specs.StateCreated {
+		return fmt.Errorf("start container %s: it is %s", c.id, c.status)
+	}
+	c.status = specs.StateRunning
+	return nil
 }
 
 // awaitExec sends start and returns once execve has succeeded.

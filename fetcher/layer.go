@@ -125,7 +125,7 @@ func (s *Store) stream(ctx context.Context, src *layerSource, p Progress, emit f
 	defer plain.Close()
 	h := sha256.New()
 	r := &hashReader{r: plain, h: h}
-	if err := newTarReader(s, r).each(emit); err != nil {
+	if err := newTarReader(s, r).each(ctx, emit); err != nil {
 		return err
 	}
 	// Behind the tar's end there may be more: padding, and what the digests cover.

@@ -2,6 +2,7 @@ package fetcher
 
 import (
 	"archive/tar"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -27,18 +28,19 @@ const (
 
 // tarReader turns a layer's tar into entries and puts its files into the store.
 type tarReader struct {
-	store *Store
-	tar   *tar.Reader
-	buf   []byte
-	count int
+	store   *Store
+	tar     *tar.Reader
+	buf     []byte
+	count   int
+	maxSize int64 // of a file
 }
 
 func newTarReader(s *Store, r io.Reader) *tarReader {
-	return &tarReader{store: s, tar: tar.NewReader(r), buf: make([]byte, smallFile)}
+	return &tarReader{store: s, tar: tar.NewReader(r), buf: make([]byte, smallFile), maxSize: maxFileSize}
 }
 
 // each calls emit for every entry of the tar. The content of an entry is in the store then.
-func (t *tarReader) each(emit func(*unionfs.Entry) error) error {
+func (t *tarReader) each(ctx context.Context, emit func(*unionfs.Entry) error) error {
 	for {
 		h, err := t.tar.Next()
 		if err == io.EOF {
@@ -50,7 +52,7 @@ func (t *tarReader) each(emit func(*unionfs.Entry) error) error {
 		if t.count++; t.count > maxEntries {
 			return fmt.Errorf("read tar: over %d entries: more than are allowed", maxEntries)
 		}
-		e, err := t.entry(h)
+		e, err := t.entry(ctx, h)
 		if err != nil {
 			return fmt.Errorf("entry %q: %w", short(h.Name), err)
 		}
@@ -64,7 +66,7 @@ func (t *tarReader) each(emit func(*unionfs.Entry) error) error {
 }
 
 // entry returns the entry of h, or nil when h is none.
-func (t *tarReader) entry(h *tar.Header) (*unionfs.Entry, error) {
+func (t *tarReader) entry(ctx context.Context, h *tar.Header) (*unionfs.Entry, error) {
 	e := &unionfs.Entry{Name: h.Name, Mode: uint32(h.Mode) & 0o7777}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
@@ -94,7 +96,7 @@ func (t *tarReader) entry(h *tar.Header) (*unionfs.Entry, error) {
 	if e.Mode&unix.S_IFMT != unix.S_IFREG || isWhiteout(e.Name) {
 		return e, nil
 	}
-	return e, t.content(e, h.Size)
+	return e, t.content(ctx, e, h.Size)
 }
 
 func setAttr(e *unionfs.Entry, h *tar.Header) error {
@@ -149,8 +151,8 @@ func paxXattrs(records map[string]string) (map[string]string, error) {
 func isWhiteout(name string) bool { return strings.HasPrefix(path.Base(name), ".wh.") }
 
 // content puts the body of a regular file into the store.
-func (t *tarReader) content(e *unionfs.Entry, size int64) error {
-	if size < 0 || size > maxFileSize {
+func (t *tarReader) content(ctx context.Context, e *unionfs.Entry, size int64) error {
+	if size < 0 || size > t.maxSize {
 		return fmt.Errorf("size %d is not allowed", size)
 	}
 	e.Size, e.Content.Size = size, size
@@ -167,8 +169,21 @@ func (t *tarReader) content(e *unionfs.Entry, size int64) error {
 		return t.store.putBytes(e.Content.Digest, b)
 	}
 	var err error
-	e.Content.Digest, err = t.store.put(t.tar, size, t.buf)
+	e.Content.Digest, err = t.store.put(contextReader{ctx, t.tar}, size, t.buf)
 	return err
+}
+
+// contextReader ends with a context. A sparse file of a few bytes in the tar may be long.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r contextReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
 }
 
 // noEOF is for where the end comes too early.

@@ -21,11 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxIngested keeps what ingest does small.
+const maxIngested = 12 << 20
+
 // ingest reads a tar into a store.
 func ingest(s *Store, tarball []byte) (map[string]*unionfs.Entry, error) {
 	out := map[string]*unionfs.Entry{}
 	r := newTarReader(s, bytes.NewReader(tarball))
-	r.maxSize = 64 << 20
+	r.maxSize = maxIngested
 	err := r.each(context.Background(), func(e *unionfs.Entry) error {
 		out[e.Name] = e
 		return nil

@@ -2,12 +2,12 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync"
 	"time"
 
-	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,9 +27,9 @@ type attachment struct {
 	streams       [3]*os.File // for the process, or as placeholders
 
 	interactive bool
-	master      *os.File        // the pty; nil without
-	raw         console.Console // our terminal while it is in raw mode
-	copied      chan struct{}   // closed when the pty's output has been copied
+	master      *os.File      // the pty; nil without
+	cooked      *unix.Termios // our terminal's modes before raw mode; nil if it was not changed
+	copied      chan struct{} // closed when the pty's output has been copied
 	restoreOnce sync.Once
 }
 
@@ -72,12 +72,7 @@ func (at *attachment) terminal(master *os.File) error {
 	at.master = master
 	at.resize()
 	if at.interactive {
-		tty, err := console.ConsoleFromFile(at.stdin)
-		if err != nil {
-			return err
-		}
-		at.raw = tty
-		if err := tty.SetRaw(); err != nil {
+		if err := at.setRaw(); err != nil {
 			return err
 		}
 		go func() {
@@ -91,6 +86,27 @@ func (at *attachment) terminal(master *os.File) error {
 		defer close(at.copied)
 		io.Copy(at.stdout, master) // ends with EIO when the last process has closed the terminal
 	}()
+	return nil
+}
+
+// setRaw makes our terminal pass everything on, as cfmakeraw(3) does: the container's own terminal does what is to be done
+// with lines, echo and keys. (containerd/console leaves OPOST on, which adds a second carriage return.)
+func (at *attachment) setRaw() error {
+	fd := int(at.stdin.Fd())
+	modes, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return fmt.Errorf("read the terminal's modes: %w", err)
+	}
+	before := *modes
+	modes.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
+	modes.Oflag &^= unix.OPOST
+	modes.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+	modes.Cflag = modes.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
+	modes.Cc[unix.VMIN], modes.Cc[unix.VTIME] = 1, 0
+	at.cooked = &before
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, modes); err != nil {
+		return fmt.Errorf("set the terminal's modes: %w", err)
+	}
 	return nil
 }
 
@@ -125,8 +141,8 @@ func (at *attachment) finish() {
 // restore puts our terminal back into the mode it was in.
 func (at *attachment) restore() {
 	at.restoreOnce.Do(func() {
-		if at.raw != nil {
-			at.raw.Reset()
+		if at.cooked != nil {
+			unix.IoctlSetTermios(int(at.stdin.Fd()), unix.TCSETSW, at.cooked)
 		}
 	})
 }

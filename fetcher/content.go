@@ -142,7 +142,8 @@ func (x *Contents) openLayers(sources []layerSource) error {
 	return nil
 }
 
-// Close ends what is being fetched and waits for it. No other method may be called after it.
+// Close ends what is being fetched and waits for it. No other method may be called after it. It waits for no disk: Store.Close
+// does.
 func (x *Contents) Close() error {
 	x.mu.Lock()
 	x.closed = true
@@ -156,7 +157,7 @@ func (x *Contents) Close() error {
 		}
 		x.layers[i].lock.close()
 	}
-	return x.store.flush()
+	return nil
 }
 
 // ReadAt fills p with the bytes of ino from off. It returns less, and a nil error, at the end of the file, and may return less

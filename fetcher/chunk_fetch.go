@@ -214,28 +214,34 @@ func (x *Contents) fetch(layer int, run []*flight) {
 	}
 }
 
-// request fetches the members of part with one request.
+// request fetches the members of part with one request, or more where it is cut.
 func (x *Contents) request(layer int, part []*flight, held *heldRange) {
-	off, end := part[0].off, part[len(part)-1].end()
-	src := x.layers[layer].source
-	x.stats.requests.Add(1)
-	body, err := src.blob.ReadRange(x.life, off, end-off)
-	if errors.Is(err, ErrRangeIgnored) {
+	err := x.patiently(layer, func() (err error) {
+		part, err = x.receiveAll(layer, part, held)
+		return err
+	})
+	switch {
+	case errors.Is(err, ErrRangeIgnored):
 		x.streamInstead(layer, part)
-		return
+	case err != nil:
+		x.endAll(layer, part, err)
 	}
+}
+
+// receiveAll makes one request for the members of part, and returns those that did not come.
+func (x *Contents) receiveAll(layer int, part []*flight, held *heldRange) ([]*flight, error) {
+	off, end := part[0].off, part[len(part)-1].end()
+	x.stats.requests.Add(1)
+	body, err := x.layers[layer].source.blob.ReadRange(x.life, off, end-off)
 	if err != nil {
-		x.endAll(layer, part, fmt.Errorf("fetch %d bytes at %d: %w", end-off, off, err))
-		return
+		return part, fmt.Errorf("fetch %d bytes at %d: %w", end-off, off, err)
 	}
 	defer body.Close()
 	in := &bodyReader{r: body, count: &x.stats.fetchedBytes}
 	at := off
 	for i, fl := range part {
 		whole, err := x.receive(layer, fl, in, fl.off-at)
-		if err != nil {
-			x.endAll(layer, part[i:], fmt.Errorf("fetch %d bytes at %d: %w", end-off, off, err))
-		} else {
+		if err == nil {
 			x.endFlight(layer, fl, nil)
 		}
 		// After those who wait have gone on: it hashes the file.
@@ -243,11 +249,12 @@ func (x *Contents) request(layer int, part []*flight, held *heldRange) {
 			x.completeContent(idx)
 		}
 		if err != nil {
-			return
+			return part[i:], fmt.Errorf("fetch %d bytes at %d: %w", end-off, off, err)
 		}
 		at = fl.end()
 		held.releaseTo(at)
 	}
+	return nil, nil
 }
 
 // endFlight lets those who wait for fl go on.

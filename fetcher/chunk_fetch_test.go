@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"github.com/veneerfs/veneer/fetcher/fetchtest"
 )
@@ -225,4 +228,99 @@ func TestCloseEndsWhatIsFetched(t *testing.T) {
 	if err := <-got; !errors.Is(err, syscall.EIO) {
 		t.Errorf("the reader got %v", err)
 	}
+}
+
+// failing is a Blob that fails for some time.
+type failing struct {
+	Blob
+	times int // guarded by the test: one read at a time
+	err   error
+}
+
+func (b *failing) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if b.times > 0 {
+		b.times--
+		return nil, b.err
+	}
+	return b.Blob.ReadRange(ctx, off, n)
+}
+
+func TestReadsWaitForASourceThatIsDown(t *testing.T) {
+	sources, _ := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz(), fetchtest.Reg("a", "hello")))
+	b := &failing{Blob: sources[0].blob}
+	sources[0].blob = b
+	var log logged
+	o := lazy
+	o.Backoff, o.Log = 1, log.logger()
+	x := openSources(t, testStore(t), sources, o)
+	b.times, b.err = 5, &NetworkError{Host: "registry", Reason: "connection refused"}
+	if got := x.readAll(t, "a"); got != "hello" {
+		t.Errorf("got %q", got)
+	}
+	if n := strings.Count(log.String(), "reads wait"); n != 1 {
+		t.Errorf("logged %d times: %s", n, log.String())
+	}
+}
+
+func TestReadsFailAfterTheDeadline(t *testing.T) {
+	sources, _ := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz(), fetchtest.Reg("a", "hello")))
+	b := &failing{Blob: sources[0].blob}
+	sources[0].blob = b
+	o := lazy
+	o.Backoff, o.FailAfter = 1, 1
+	x := openSources(t, testStore(t), sources, o)
+	b.times, b.err = 1<<40, &NetworkError{Host: "registry", Reason: "connection refused"}
+	if n, err := x.ReadAt(t.Context(), x.ino(t, "a"), make([]byte, 5), 0); !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("got %d, %v", n, err)
+	}
+	b.times = 0
+	if got := x.readAll(t, "a"); got != "hello" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestWhatWillNotChangeFailsAtOnce(t *testing.T) {
+	sources, _ := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz(), fetchtest.Reg("a", "hello")))
+	b := &failing{Blob: sources[0].blob}
+	sources[0].blob = b
+	x := openSources(t, testStore(t), sources, lazy)
+	b.times, b.err = 1, &AuthError{Registry: "registry", Status: 403}
+	if n, err := x.ReadAt(t.Context(), x.ino(t, "a"), make([]byte, 5), 0); !errors.Is(err, syscall.EIO) || b.times != 0 {
+		t.Errorf("got %d, %v", n, err)
+	}
+}
+
+// A body that ends too early is asked for again, from the member that was cut.
+func TestCutBodyIsContinued(t *testing.T) {
+	body := noise(1, 50_000)
+	sources, blobs := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz().WithChunkSize(10_000), fetchtest.Reg("a", body)))
+	o := lazy
+	o.Backoff = 1
+	sources[0].blob = &cutting{Blob: sources[0].blob, after: 25_000}
+	x := openSources(t, testStore(t), sources, o)
+	before := len(blobs[0].requests())
+	p := make([]byte, 50_000)
+	if n, err := x.ReadAt(t.Context(), x.ino(t, "a"), p, 0); err != nil || string(p[:n]) != body[:n] {
+		t.Errorf("got %d, %v", n, err)
+	}
+	if got := len(blobs[0].requests()) - before; got != 3 {
+		t.Errorf("%d requests", got)
+	}
+	if got := x.Stats().ChunksDamaged; got != 0 {
+		t.Errorf("%d chunks are called damaged", got)
+	}
+}
+
+// cutting is a Blob whose bodies end after some bytes.
+type cutting struct {
+	Blob
+	after int64
+}
+
+func (b *cutting) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	r, err := b.Blob.ReadRange(ctx, off, n)
+	if err != nil || n <= b.after {
+		return r, err
+	}
+	return io.NopCloser(io.MultiReader(io.LimitReader(r, b.after), iotest.ErrReader(io.ErrUnexpectedEOF))), nil
 }

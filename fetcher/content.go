@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/veneerfs/veneer/unionfs"
 )
@@ -16,6 +17,11 @@ import (
 // ContentsOptions are the choices for Contents. The zero value is right for most.
 type ContentsOptions struct {
 	Log *slog.Logger // nil: the store's
+
+	// FailAfter is how long reads wait for a source that cannot be reached, or does not answer, before they fail. 0: for as long
+	// as it takes; the reader sees a slow read, which its context ends.
+	FailAfter time.Duration
+	Backoff   time.Duration // before the source is asked again, then doubled, with jitter; 0 is 500 ms
 
 	Requests  int // at the same time; 0 is 8
 	OpenFiles int // descriptors kept for content that was read; 0 is 512, or less where RLIMIT_NOFILE is low
@@ -31,6 +37,9 @@ func (o ContentsOptions) withDefaults(s *Store) ContentsOptions {
 	}
 	if o.Requests <= 0 {
 		o.Requests = 8
+	}
+	if o.Backoff <= 0 {
+		o.Backoff = 500 * time.Millisecond
 	}
 	if o.OpenFiles <= 0 {
 		o.OpenFiles = defaultOpenFiles()

@@ -87,11 +87,14 @@ func (x *Contents) streamLayer(ctx context.Context, layer int) error {
 func (x *Contents) streamOnce(layer int) error {
 	l := &x.layers[layer]
 	x.log.Info("streaming a layer whose content is needed", "layer", l.Digest.String())
-	streamed, err := x.store.fillLayer(x.life, l.source, x.tree, countingProgress{x: x})
-	if streamed {
-		x.stats.layersStreamed.Add(1)
-		x.stats.requests.Add(1)
-	}
+	err := x.patiently(layer, func() error {
+		streamed, err := x.store.fillLayer(x.life, l.source, x.tree, countingProgress{x: x})
+		if streamed {
+			x.stats.layersStreamed.Add(1)
+			x.stats.requests.Add(1)
+		}
+		return err
+	})
 	if errors.Is(err, errNotInLayer) {
 		return nil // who misses it finds out; others have what they need
 	}

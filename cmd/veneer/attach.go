@@ -142,7 +142,8 @@ func (at *attachment) finish() {
 func (at *attachment) restore() {
 	at.restoreOnce.Do(func() {
 		if at.cooked != nil {
-			unix.IoctlSetTermios(int(at.stdin.Fd()), unix.TCSETSW, at.cooked)
+			// Not TCSETSW: it would wait behind a writer to a terminal that nobody reads (TestHangUpLeavesTheContainerRunning).
+			unix.IoctlSetTermios(int(at.stdin.Fd()), unix.TCSETS, at.cooked)
 		}
 	})
 }

@@ -40,8 +40,8 @@ test: ## all tests; .ci/deps installs what they need from Debian when it is miss
 	$(SUDO) .ci/test
 
 bench: build ## the comparisons of bench/; writes bench/report.md
-	$(SUDO) .ci/deps --bench
-	$(SUDO) $(GO) run ./bench -o bench/report.md
+	$(SUDO) .ci/deps
+	$(SUDO) $(if $(CORPUS_DIR),env CORPUS_DIR=$(CORPUS_DIR)) $(GO) run ./bench -o bench/report.md
 
 clean: ## remove bin/
 	rm -rf bin

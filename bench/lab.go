@@ -35,6 +35,7 @@ type task struct {
 type lab struct {
 	options
 	dir      string
+	made     string // the command that makes the report again
 	what     string // the image, for the report
 	task     task
 	registry *dockerRegistry
@@ -48,7 +49,7 @@ func newLab(ctx context.Context, o options) (l *lab, err error) {
 	}
 	for _, tool := range []string{"docker-registry", "skopeo", "umoci", "runc", "tar"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return nil, fmt.Errorf("%w: run .ci/deps --bench", err)
+			return nil, fmt.Errorf("%w: run .ci/deps", err)
 		}
 	}
 	if o.veneer, err = filepath.Abs(o.veneer); err != nil {
@@ -81,12 +82,15 @@ func (l *lab) prepare(ctx context.Context) (err error) {
 	}
 	l.ref = l.registry.addr + "/bench/image:latest"
 	corpus := os.Getenv("CORPUS_DIR")
+	l.made = "make bench"
 	switch {
 	case l.image != "":
+		l.made = "go run ./bench -image IMAGE -hello FILE"
 		if l.hello == "" {
 			return errors.New("-image needs -hello")
 		}
 	case corpus != "":
+		l.made = "CORPUS_DIR=DIR make bench"
 		l.image = "oci:" + filepath.Join(corpus, "estargz", l.name) + ":plain"
 		l.hello = filepath.Join(corpus, "hello", l.name+".json")
 	default:

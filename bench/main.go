@@ -2,7 +2,7 @@
 //
 //	go run ./bench [flags] [coldstart] [start] [tree]     one or some; all without a name
 //
-// It needs root and the Debian packages that `.ci/deps --bench` installs. Without flags it measures an image that it
+// It needs root and the Debian packages that `.ci/deps` installs. Without flags it measures an image that it
 // builds from the programs of this machine. With CORPUS_DIR set it takes $CORPUS_DIR/estargz/NAME (an OCI layout, tag
 // plain) and $CORPUS_DIR/hello/NAME.json, where -name says NAME; -image and -hello name any other image and task.
 package main

@@ -23,7 +23,7 @@ type section struct {
 // render draws the report in Markdown.
 func render(l *lab, sections []section) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# veneer: what it shows\n\nMade by `make bench`. Image: %s.\n\n%s\n", l.what, machine())
+	fmt.Fprintf(&b, "# veneer: what it shows\n\nMade by `%s`. Image: %s.\n\n%s\n", l.made, l.what, machine())
 	for _, s := range sections {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", s.title, s.about)
 		if len(s.rows) > 0 {

@@ -379,6 +379,7 @@ func TestFullDiskDoesNotFailReads(t *testing.T) {
 		if got := again.readAll(t, "a") + again.readAll(t, "b"); got != body+single {
 			t.Error("other bytes when there was room again")
 		}
+		again.work.Wait() // readers go on before a file that is complete has been hashed and moved
 		if f, err := again.Local(again.ino(t, "a")); err != nil || f == nil {
 			t.Errorf("Local: %v, %v", f, err)
 		} else {

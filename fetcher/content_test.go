@@ -131,6 +131,7 @@ func TestReadsEveryFormat(t *testing.T) {
 					t.Errorf("%s: got %d bytes, want %d, or other ones", path, len(got), len(want))
 				}
 			}
+			x.work.Wait() // readers go on before a file that is complete has been hashed and moved
 			file, err := x.Local(x.ino(t, "d/big"))
 			if err != nil || file == nil {
 				t.Fatalf("Local: %v, %v", file, err)

@@ -51,9 +51,11 @@ one temporary directory (TMPDIR chooses where), and nothing of it is left in the
 			if err := a.needRoot("run containers"); err != nil {
 				return err
 			}
-			// SIGPIPE too: whoever reads our output may go away, and we still have to clean up.
-			ctx, stop := signal.NotifyContext(c.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
+			ctx, stop := signal.NotifyContext(c.Context(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 			defer stop()
+			// Whoever reads our output may go away, and we still have to clean up: a write fails then and does not kill us.
+			// (The signal alone says nothing: it comes for every connection that the other side has closed, too.)
+			signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 			return a.demo(ctx, demoFull)
 		},
 	}
@@ -70,7 +72,24 @@ func (a *app) demo(ctx context.Context, scale demoScale) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	d.out = &stopsWriting{a.stdout, stop}
 	return d.tell(ctx)
+}
+
+// stopsWriting calls stop when nobody reads any more.
+type stopsWriting struct {
+	w    io.Writer
+	stop func()
+}
+
+func (s *stopsWriting) Write(p []byte) (int, error) {
+	n, err := s.w.Write(p)
+	if err != nil {
+		s.stop()
+	}
+	return n, err
 }
 
 // tell goes through the story.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -113,4 +114,35 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// TestDemoCleansUpWhenNobodyReads runs the whole command, and goes away after its first line.
+func TestDemoCleansUpWhenNobodyReads(t *testing.T) {
+	exe, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmp := t.TempDir()
+	c := exec.Command(exe, "demo")
+	c.Env = append(os.Environ(), "TMPDIR="+tmp)
+	stderr := new(lockedBuffer)
+	c.Stderr = stderr
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+	out.Close()
+	if err := c.Wait(); c.ProcessState.ExitCode() != exitFailed || stderr.String() != "veneer: demo: interrupted\n" {
+		t.Errorf("%v, %q", err, stderr)
+	}
+	(&lab{t: t, dir: tmp}).checkNoLeaks()
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("the demo left %v, %v", left, err)
+	}
 }

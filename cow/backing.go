@@ -64,7 +64,7 @@ func (f *FS) OpenBacking(ino Ino, write bool) (*os.File, error) {
 	f.st.RLock()
 	m, err := f.peek(ino)
 	n := f.nodes[ino]
-	unchanged := n == nil || n.flags&flagPlain == 0 && n.runs() == nil
+	unchanged := n == nil || n.flags&flagPlain == 0 && n.runs() == nil && f.wholeImage(ino, m.size())
 	plain := n != nil && n.flags&flagPlain != 0
 	f.st.RUnlock()
 	switch {
@@ -84,18 +84,25 @@ func (f *FS) OpenBacking(ino Ino, write bool) (*os.File, error) {
 		return nil, err
 	}
 	if !write {
-		return f.openPlain(ino, unix.O_RDONLY)
+		return f.openPlain(ino, false)
 	}
 	return f.openWritten(ino)
 }
 
-// openPlain opens the data object of a plain file, with the size that the file has; it needs the data lock.
-func (f *FS) openPlain(ino Ino, flags int) (*os.File, error) {
+// wholeImage reports whether size is that of the image's content: a file that was only cut has no bytes of ours.
+func (f *FS) wholeImage(ino Ino, size int64) bool {
+	a, ok := f.tree.Attr(ino)
+	return ok && a.Size == size
+}
+
+// openPlain opens the data object of a plain file, with the size that the file has; it needs the data lock. It is open for
+// writing too, whatever it is for: so the caller knows that it is no shared content.
+func (f *FS) openPlain(ino Ino, create bool) (*os.File, error) {
 	size, err := f.sizeOf(ino)
 	if err != nil {
 		return nil, err
 	}
-	o, err := f.objs.get(ino, flags == unix.O_RDWR)
+	o, err := f.objs.get(ino, create)
 	if err != nil || o == nil {
 		return nil, err
 	}
@@ -107,12 +114,12 @@ func (f *FS) openPlain(ino Ino, flags int) (*os.File, error) {
 		return nil, err
 	}
 	f.objs.markDirty(ino)
-	return f.objs.openFile(ino, flags)
+	return f.objs.openFile(ino, unix.O_RDWR)
 }
 
 // openWritten is openPlain for writing, with its record. It needs the data lock.
 func (f *FS) openWritten(ino Ino) (_ *os.File, err error) {
-	file, err := f.openPlain(ino, unix.O_RDWR)
+	file, err := f.openPlain(ino, true)
 	if file == nil || err != nil {
 		return nil, err
 	}

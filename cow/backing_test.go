@@ -46,6 +46,35 @@ func TestBackingOfUnchangedContentIsTheSharedFile(t *testing.T) {
 	}
 }
 
+func TestCutContentHasNoBacking(t *testing.T) {
+	x := newFixture(t, smallImage())
+	sh := x.ino("bin/sh")
+	x.img.local = t.TempDir()
+	must(t, os.WriteFile(filepath.Join(x.img.local, strconv.FormatUint(sh, 10)), []byte(imageText(sh, 100_000)), 0o600))
+	_, err := x.SetAttr(sh, unionfs.SetAttr{Valid: unionfs.SetSize, Size: 10})
+	must(t, err)
+	if x.backing(sh, false) != nil {
+		t.Error("the whole content is the backing of its first 10 bytes")
+	}
+}
+
+func TestBackingsTellWhoseTheyAre(t *testing.T) {
+	x := newFixture(t, smallImage())
+	sh, own := x.ino("bin/sh"), x.create(unionfs.Root, "own", "hello")
+	x.img.local = t.TempDir()
+	must(t, os.WriteFile(filepath.Join(x.img.local, strconv.FormatUint(sh, 10)), []byte(imageText(sh, 100_000)), 0o600))
+	for _, c := range []struct {
+		name   string
+		ino    Ino
+		access int
+	}{{"shared content", sh, unix.O_RDONLY}, {"a data object", own, unix.O_RDWR}} {
+		flags, err := unix.FcntlInt(x.backing(c.ino, false).Fd(), unix.F_GETFL, 0)
+		if err != nil || flags&unix.O_ACCMODE != c.access {
+			t.Errorf("%s is open with flags %x, %v", c.name, flags, err)
+		}
+	}
+}
+
 func TestSizeAndMtimeComeFromTheBackingWhileItIsWritten(t *testing.T) {
 	x := newFixture(t, smallImage())
 	ino := x.create(unionfs.Root, "f", "hello")

@@ -77,18 +77,67 @@ func TestPosixOfTheWholeProgram(t *testing.T) {
 		t.Run(io, func(t *testing.T) {
 			for name, test := range posixTests() {
 				t.Run(name, func(t *testing.T) {
-					dir, lower := t.TempDir(), t.TempDir()
-					root := []string{"--root", t.TempDir(), "--run-root", t.TempDir()}
-					output(t, veneer, append(root, "mount", "--rw", "--state", t.TempDir(), "--io", io, "--layer", "dir:"+lower, dir)...)
-					defer output(t, veneer, append(root, "umount", dir)...)
-					test(t, dir)
+					test(t, mountProgram(t, veneer, io, t.TempDir()))
 				})
 			}
 		})
 	}
 }
 
-func output(t *testing.T, name string, args ...string) string {
+// TestWholeProgramDoesWhatADirectoryDoes has a shell change a tree of lower files, on a mount and on a copy of the same.
+func TestWholeProgramDoesWhatADirectoryDoes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIP: -short: the program is not built")
+	}
+	veneer := filepath.Join(t.TempDir(), "veneer")
+	output(t, "go", "build", "-o", veneer, "../cmd/veneer")
+	const makeLower = `set -e; cd "$0"; mkdir -p d/e empty
+		for f in cut grow write append over remove d/moved d/e/deep linked setid; do seq 1 5000 > $f; done
+		ln linked d/other; ln -s ../cut d/soft; chmod 4755 setid; mkfifo pipe`
+	const change = `set -e; cd "$0"
+		find . -type f -exec cat {} + > /dev/null            # all of it known, and cached
+		exec 3< cut 4< write 5< over                         # with readers that stay
+		truncate -s 7 cut; truncate -s 100000 grow; truncate -s +3 cut
+		printf XY | dd of=write bs=1 seek=9000 conv=notrunc status=none; cat write > /dev/null
+		echo more >> append; cat append > /dev/null; echo again >> append
+		seq 1 10 > new; mv new over; rm remove; echo back > remove
+		mv d moved; echo x >> moved/e/deep; mv moved/moved back; ln back moved/back2
+		echo through >> moved/other; cp -a moved copy; rm -r copy/e; rmdir empty
+		chmod 640 back; echo y >> setid; cp setid setid2; : > cut2; cat linked >> cut2
+		: > linked; seq 5 9 | tee tee1 tee2 > /dev/null`
+	const show = `set -e; cd "$0"; LC_ALL=C; export LC_ALL
+		find . -printf '%p %y %m %n %l ' \( -type f -printf %s -o -true \) -printf '\n' | sort
+		find . -type f | sort | xargs sha256sum`
+	for _, io := range []string{IOCached, IOPassthrough} {
+		t.Run(io, func(t *testing.T) {
+			lower, plain := t.TempDir(), t.TempDir()
+			output(t, "sh", "-c", makeLower, lower)
+			output(t, "cp", "-a", lower+"/.", plain)
+			dir := mountProgram(t, veneer, io, lower)
+			before := output(t, "sh", "-c", show, lower)
+			output(t, "sh", "-c", change, dir)
+			output(t, "sh", "-c", change, plain)
+			if got, want := output(t, "sh", "-c", show, dir), output(t, "sh", "-c", show, plain); got != want {
+				t.Errorf("the mount shows\n%s\nthe directory\n%s", got, want)
+			}
+			if after := output(t, "sh", "-c", show, lower); after != before {
+				t.Errorf("the layer was\n%s\nis\n%s", before, after)
+			}
+		})
+	}
+}
+
+// mountProgram has the program at veneer mount lower, writable, and take the mount away in the end.
+func mountProgram(t testing.TB, veneer, io, lower string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	root := []string{"--root", t.TempDir(), "--run-root", t.TempDir()}
+	output(t, veneer, append(root, "mount", "--rw", "--state", t.TempDir(), "--io", io, "--layer", "dir:"+lower, dir)...)
+	t.Cleanup(func() { output(t, veneer, append(root, "umount", dir)...) })
+	return dir
+}
+
+func output(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {

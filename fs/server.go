@@ -144,7 +144,9 @@ func mountOptions(o Options) *fuse.MountOptions {
 		DisableSplice: true,
 		// KILLPRIV_V2: without it every write asks for security.capability first. Not ASYNC_DIO: a reader with O_DIRECT would
 		// wait for us without INTERRUPT, and could not be killed (fs/fuse/file.c fuse_direct_IO).
-		ExtraCapabilities:    fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT,
+		// READDIRPLUS_AUTO: attributes come with the names only where they were wanted before; ls of 20,000 names takes 22 small
+		// requests instead of 100 big ones, find -ls no more than without.
+		ExtraCapabilities:    fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_READDIRPLUS_AUTO,
 		DisabledCapabilities: without,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 		PanicHandler: func(p any) fuse.Status {

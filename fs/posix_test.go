@@ -92,12 +92,12 @@ func TestWholeProgramDoesWhatADirectoryDoes(t *testing.T) {
 	veneer := filepath.Join(t.TempDir(), "veneer")
 	output(t, "go", "build", "-o", veneer, "../cmd/veneer")
 	const makeLower = `set -e; cd "$0"; mkdir -p d/e empty
-		for f in cut grow write append over remove d/moved d/e/deep linked setid; do seq 1 5000 > $f; done
+		for f in cut shorter grow write append over remove d/moved d/e/deep linked setid; do seq 1 5000 > $f; done
 		ln linked d/other; ln -s ../cut d/soft; chmod 4755 setid; mkfifo pipe`
 	const change = `set -e; cd "$0"
 		find . -type f -exec cat {} + > /dev/null            # all of it known, and cached
 		exec 3< cut 4< write 5< over                         # with readers that stay
-		truncate -s 7 cut; truncate -s 100000 grow; truncate -s +3 cut
+		truncate -s 7 cut shorter; truncate -s 100000 grow; truncate -s +3 cut
 		printf XY | dd of=write bs=1 seek=9000 conv=notrunc status=none; cat write > /dev/null
 		echo more >> append; cat append > /dev/null; echo again >> append
 		seq 1 10 > new; mv new over; rm remove; echo back > remove

@@ -39,7 +39,9 @@ type openTable struct {
 	files  backingFiles
 	kernel backings
 	log    *slog.Logger
-	shards [openShards]openShard
+
+	readOnly readOnlyMounts
+	shards   [openShards]openShard
 
 	special atomic.Int64 // inodes in marks: none, mostly
 	marksMu sync.RWMutex
@@ -289,17 +291,15 @@ func (t *openTable) forget(ino unionfs.Ino) {
 }
 
 func (t *openTable) register(f *os.File, readOnly bool) (int32, fileID, error) {
-	if readOnly {
-		clone, err := readOnlyMount(f)
-		if err != nil {
-			return 0, fileID{}, err
-		}
-		defer clone.Close()
-		f = clone
-	}
 	file, err := identify(f)
 	if err != nil {
 		return 0, fileID{}, err
+	}
+	if readOnly {
+		if f, err = t.readOnly.open(f, file); err != nil {
+			return 0, fileID{}, err
+		}
+		defer f.Close()
 	}
 	id, errno := t.kernel.RegisterBackingFd(&fuse.BackingMap{Fd: int32(f.Fd())})
 	if errno != 0 {
@@ -320,23 +320,4 @@ func identify(f *os.File) (fileID, error) {
 func writable(f *os.File) bool {
 	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
 	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR
-}
-
-// readOnlyMount opens f's file again through a mount of its own, read-only and seen by nobody, which goes when the
-// last descriptor does.
-func readOnlyMount(f *os.File) (*os.File, error) {
-	tree, err := unix.OpenTree(int(f.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-	if err != nil {
-		return nil, fmt.Errorf("clone the mount of %s: %w", f.Name(), err)
-	}
-	defer unix.Close(tree)
-	readOnly := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &readOnly); err != nil {
-		return nil, fmt.Errorf("make the mount of %s read-only: %w", f.Name(), err)
-	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", tree), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open %s read-only: %w", f.Name(), err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }

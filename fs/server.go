@@ -118,6 +118,9 @@ func (s *Server) probe() error {
 // Serve answers until the mount is gone.
 func (s *Server) Serve() error {
 	s.loop.Serve()
+	if s.wire.opens != nil {
+		s.wire.opens.readOnly.close()
+	}
 	if err := s.fuse.Close(); err != nil {
 		return fmt.Errorf("close %s: %w", s.fuse.Name(), err)
 	}

@@ -42,6 +42,103 @@ func BenchmarkOpenReadClose(b *testing.B) {
 	})
 }
 
+const bigFile = 256 << 20
+
+func makeBig(b *testing.B) (lower string) {
+	lower = b.TempDir()
+	if err := os.WriteFile(lower+"/big", make([]byte, bigFile), 0o644); err != nil {
+		b.Fatal(err)
+	}
+	return lower
+}
+
+// BenchmarkReadWarm reads a file that the mount's page cache has, BenchmarkReadHostWarm one that only the host's has.
+func BenchmarkReadWarm(b *testing.B) { benchmarkRead(b, false) }
+
+// BenchmarkReadHostWarm: see BenchmarkReadWarm.
+func BenchmarkReadHostWarm(b *testing.B) { benchmarkRead(b, true) }
+
+func benchmarkRead(b *testing.B, drop bool) {
+	lower := makeBig(b)
+	onEachTree(b, lower, func(b *testing.B, dir string) {
+		b.SetBytes(bigFile)
+		buf := make([]byte, 1<<20)
+		for b.Loop() {
+			err := withFile(dir+"/big", unix.O_RDONLY, func(fd int) error {
+				if drop && dir != lower {
+					if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
+						return err
+					}
+				}
+				for {
+					if n, err := unix.Read(fd, buf); err != nil || n == 0 {
+						return err
+					}
+				}
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkWrite writes a new file of 256 MiB, a MiB at a time; BenchmarkAppend 4 KiB to the end of one.
+func BenchmarkWrite(b *testing.B) {
+	onEachTree(b, b.TempDir(), func(b *testing.B, dir string) {
+		defer unix.Unlink(dir + "/new") // the next tree is made of this one
+		b.SetBytes(bigFile)
+		buf := make([]byte, 1<<20)
+		for b.Loop() {
+			err := withFile(dir+"/new", unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY, func(fd int) error {
+				for range bigFile / len(buf) {
+					if _, err := unix.Write(fd, buf); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkAppend: see BenchmarkWrite.
+func BenchmarkAppend(b *testing.B) {
+	onEachTree(b, b.TempDir(), func(b *testing.B, dir string) {
+		defer unix.Unlink(dir + "/log")
+		buf := make([]byte, 4096)
+		err := withFile(dir+"/log", unix.O_CREAT|unix.O_WRONLY|unix.O_APPEND, func(fd int) error {
+			for b.Loop() {
+				if _, err := unix.Write(fd, buf); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	})
+}
+
+// BenchmarkCreate makes a file of 4 KiB and takes it away.
+func BenchmarkCreate(b *testing.B) {
+	onEachTree(b, b.TempDir(), func(b *testing.B, dir string) {
+		text := string(make([]byte, 4096))
+		for b.Loop() {
+			if err := withFile(dir+"/n", unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY, write(text)); err != nil {
+				b.Fatal(err)
+			}
+			if err := unix.Unlink(dir + "/n"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
 // manyFiles makes dirs directories of files files each.
 func manyFiles(b *testing.B, dirs, files int) string {
 	lower := b.TempDir()

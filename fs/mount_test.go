@@ -106,7 +106,7 @@ func TestMain(m *testing.M) {
 // helper returns the command that runs helpers[name].
 func helper(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), "FS_TEST_HELPER="+name)
+	cmd.Env = append(os.Environ(), "FS_TEST_HELPER="+name, "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
 	return cmd
 }

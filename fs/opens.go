@@ -33,6 +33,9 @@ import (
 // next epoch. From then on both nodes' attributes have timeout 0, for a change through one does not reach the kernel's copy of the other.
 // Who has the old node open keeps the bytes that it opened, as on overlayfs.
 //
+// A mapping outlives its open: the kernel maps the backing file itself and sends RELEASE at close (mm: backing_file_mmap). What is
+// stored through such a mapping later is in the file like any other write, but its mtime is not told to anybody.
+//
 // An open is counted from before its answer to its RELEASE, which comes after the kernel's own count has gone down: a node that
 // counts as busy here may be idle there, never the other way.
 type openTable struct {

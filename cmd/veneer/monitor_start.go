@@ -97,7 +97,7 @@ func (m *monitor) start(ctx context.Context, giveUp context.CancelCauseFunc) err
 		}
 		created <- err
 	}()
-	if err := m.server.serve(device, m.fuse.file); err != nil {
+	if err := m.server.serve(serveJob{Device: device}, m.fuse.file); err != nil {
 		giveUp(err)
 		m.fuse.close()
 		<-created

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -68,15 +69,17 @@ func (s *server) begin() error {
 		return errors.New("a server without a job")
 	}
 	s.job = *msg.Open
-	var err error
+	undo, err := s.prepareMount()
+	if err != nil {
+		return err
+	}
 	if s.tree, err = openServed(s.job, s.log); err != nil {
 		return err
 	}
+	s.link.send(fromServer{Opened: true}) // if nobody is there to hear it, the next line tells
 	files, err := s.link.recv(&msg)
 	if err != nil {
-		if s.job.Dir != "" { // mount was killed after it mounted
-			unix.Unmount(s.job.Dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		}
+		undo()
 		return err
 	}
 	if msg.Serve == nil || len(files) != 1 {
@@ -87,8 +90,34 @@ func (s *server) begin() error {
 	if err != nil {
 		return err
 	}
+	s.job.Record = msg.Serve.Record
 	s.figures.mounted(s.job.Before.Begun)
 	return nil
+}
+
+// prepareMount reads the layers from the record of a mount. undo does what mount would have done, had it not been killed: what is mounted
+// by then and was not before is mount's, and nobody has it open.
+func (s *server) prepareMount() (undo func(), err error) {
+	if s.job.Record == "" {
+		return func() {}, nil
+	}
+	r, err := readMountRecord(s.job.Record)
+	if err != nil {
+		return nil, err
+	}
+	s.job.Dirs = r.Layers
+	before, err := findMount(s.job.Dir)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		m, err := findMount(s.job.Dir)
+		if err == nil && m != nil && (before == nil || m.id != before.id) && m.fstype == r.Type && m.source == r.Source {
+			unix.Unmount(s.job.Dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+			os.RemoveAll(filepath.Join(filepath.Dir(s.job.Record), m.device))
+		}
+		os.RemoveAll(s.job.Record)
+	}, nil
 }
 
 // serve answers until the mount is gone, then leaves everything written and in order.

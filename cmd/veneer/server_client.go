@@ -17,6 +17,7 @@ type (
 		Guard bool       `json:"guard,omitempty"` // comes with a pidfd of the container's process
 	}
 	fromServer struct {
+		Opened bool   `json:"opened,omitempty"` // what Open said
 		Ready  bool   `json:"ready,omitempty"`
 		Closed bool   `json:"closed,omitempty"` // the mount is gone and everything is written; the last message
 		Error  string `json:"error,omitempty"`
@@ -27,11 +28,11 @@ type (
 		Container string `json:"container,omitempty"` // ID; "" for a mount
 		Remove    bool   `json:"remove,omitempty"`    // what was written need not be kept
 		Dir       string `json:"dir,omitempty"`       // of a mount: where it is
-		Record    string `json:"record,omitempty"`    // of a mount: the directory to remove at the end
+		Record    string `json:"record,omitempty"`    // of a mount: its directory, which has the Dirs
 
 		Image     string   `json:"image,omitempty"`
 		Manifest  string   `json:"manifest,omitempty"`
-		Dirs      []string `json:"dirs,omitempty"` // layers in place of an image
+		Dirs      []string `json:"-"` // layers in place of an image, bottom first; 500 of them are longer than a message
 		PlainHTTP bool     `json:"plainHTTP,omitempty"`
 		State     string   `json:"state,omitempty"` // directory of the writable layer; "" serves read-only
 
@@ -47,7 +48,8 @@ type (
 		Requests int64         `json:"requests"` // for layers
 	}
 	serveJob struct {
-		Device string `json:"device"` // MAJ:MIN of the mount
+		Device string `json:"device"`           // MAJ:MIN of the mount
+		Record string `json:"record,omitempty"` // of a mount: the directory to remove at the end
 	}
 )
 
@@ -63,7 +65,8 @@ type serverClient struct {
 	proc   *os.Process
 	link   *link
 	device string        // MAJ:MIN of the mount; "" before serve
-	ready  chan error    // one result of serve
+	opened chan struct{} // closed when it has opened what it was told to
+	ready  chan error    // one result of serve, or of an open that went wrong
 	died   chan struct{} // closed when it ended without having closed what it served
 	ended  chan struct{} // closed when it ended
 	err    error         // of closing; valid after ended
@@ -85,7 +88,7 @@ func newServer(args []string, lock, log, user *os.File) (*serverClient, error) {
 	if user == nil {
 		user = null
 	}
-	s := &serverClient{link: near, ready: make(chan error, 1), died: make(chan struct{}), ended: make(chan struct{})}
+	s := &serverClient{link: near, opened: make(chan struct{}), ready: make(chan error, 1), died: make(chan struct{}), ended: make(chan struct{})}
 	if s.proc, err = reexec(roleServer, args, []*os.File{null, null, log, far, lock, user}); err != nil {
 		near.Close()
 		return nil, err
@@ -103,9 +106,12 @@ func (s *serverClient) listen() {
 			break
 		}
 		err := errIf(msg.Error)
-		if msg.Closed {
+		switch {
+		case msg.Opened:
+			close(s.opened)
+		case msg.Closed:
 			closed, s.err = true, err
-		} else {
+		default:
 			s.ready <- err
 		}
 	}
@@ -128,12 +134,24 @@ func errIf(message string) error {
 // open lets the server begin with what does not need the mount.
 func (s *serverClient) open(j serverJob) error { return s.told(toServer{Open: &j}) }
 
+// awaitOpen returns when the server has opened what it was told to. Who does not mind to mount what cannot be opened need not wait.
+func (s *serverClient) awaitOpen() error {
+	select {
+	case <-s.opened:
+		return nil
+	case err := <-s.ready:
+		return err
+	case <-s.ended:
+	}
+	return s.await()
+}
+
 // serve hands the mount over and returns when it is answered for.
-func (s *serverClient) serve(device string, fuse *os.File) error {
-	if err := s.told(toServer{Serve: &serveJob{Device: device}}, fuse); err != nil {
+func (s *serverClient) serve(j serveJob, fuse *os.File) error {
+	if err := s.told(toServer{Serve: &j}, fuse); err != nil {
 		return err
 	}
-	s.device = device
+	s.device = j.Device
 	return s.await()
 }
 

@@ -39,7 +39,9 @@ func openServed(job serverJob, log *slog.Logger) (t *servedTree, err error) {
 		t.FS = cow.ReadOnly(t.tree, contents)
 		return t, nil
 	}
-	t.FS, err = cow.Open(job.State, t.tree, contents, cow.Options{Log: log})
+	t.FS, err = openState(job.Places, job.State, func() (*cow.FS, error) {
+		return cow.Open(job.State, t.tree, contents, cow.Options{Log: log})
+	})
 	return t, err
 }
 

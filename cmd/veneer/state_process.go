@@ -44,6 +44,16 @@ func (p process) open() *os.File {
 	return os.NewFile(uintptr(fd), "pidfd")
 }
 
+// alive says whether the process is there still.
+func (p process) alive() bool {
+	f := p.open()
+	if f == nil {
+		return false
+	}
+	f.Close()
+	return true
+}
+
 // signal sends sig if the process is still there.
 func (p process) signal(sig unix.Signal) {
 	if f := p.open(); f != nil {

@@ -17,53 +17,50 @@ import (
 )
 
 func newUmountCmd(a *app) *cobra.Command {
-	var lazy bool
+	var lazy, force, idle bool
+	var idleType string
 	c := &cobra.Command{
 		Use:     "umount [flags] DIR",
 		Aliases: []string{"unmount"},
-		Short:   "Unmount what veneer mount mounted",
-		Long:    `Unmount what veneer mount mounted, and wait until its server has written everything and ended.`,
+		Short:   "Unmount what veneer mount or overlay mounted",
+		Long:    `Unmount what veneer mount or overlay mounted, and wait until its server has written everything and ended.`,
 		Args:    usageArgs(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, unix.SIGTERM)
 			defer stop()
-			return a.umount(ctx, args[0], lazy)
+			flags := unix.UMOUNT_NOFOLLOW
+			if lazy {
+				flags |= unix.MNT_DETACH
+			}
+			if force {
+				flags |= unix.MNT_FORCE
+			}
+			return a.umount(ctx, args[0], flags)
 		},
 	}
 	c.Flags().BoolVarP(&lazy, "lazy", "l", false, "let who still uses it finish; don't wait for that")
+	c.Flags().BoolVarP(&force, "force", "f", false, "end what is under way with an error first")
+	c.Flags().BoolVarP(&idle, "no-mtab", "n", false, "of umount(8); changes nothing")
+	c.Flags().BoolVarP(&idle, "verbose", "v", false, "of umount(8); changes nothing")
+	c.Flags().BoolVarP(&idle, "read-only", "r", false, "of umount(8); changes nothing: what is busy stays as it is")
+	c.Flags().StringVarP(&idleType, "types", "t", "", "of umount(8): the mount's `TYPE`; changes nothing")
 	return c
 }
 
 // umount works also when the server is dead.
-func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
-	abs, err := filepath.Abs(dir)
+func (a *app) umount(ctx context.Context, dir string, flags int) error {
+	m, err := findMountOf(dir)
 	if err != nil {
 		return err
-	}
-	m, err := findMount(abs)
-	if err != nil {
-		return err
-	}
-	if m == nil {
-		// Perhaps by another name. Only now: asking a path below a dead mount is an error, below a hanging one no answer.
-		if real, err := filepath.EvalSymlinks(abs); err == nil && real != abs {
-			if m, err = findMount(real); err != nil {
-				return err
-			}
-		}
 	}
 	if m == nil {
 		return fmt.Errorf("%s is not mounted", dir)
 	}
-	if !m.isOurs() {
+	if !a.isOurs(m) {
 		return fmt.Errorf("%s is not a veneer mount, but of type %s", dir, m.fstype)
 	}
 	if err := a.needRoot("unmount"); err != nil {
 		return err
-	}
-	flags := unix.UMOUNT_NOFOLLOW
-	if lazy {
-		flags |= unix.MNT_DETACH
 	}
 	if err := unix.Unmount(m.dir, flags); err == unix.EBUSY {
 		return fmt.Errorf("%s is busy: a process works in it or has a file of it open "+
@@ -72,7 +69,7 @@ func (a *app) umount(ctx context.Context, dir string, lazy bool) error {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	record := filepath.Join(a.runRoot, "mounts", m.device)
-	if lazy {
+	if flags&unix.MNT_DETACH != 0 {
 		return nil
 	}
 	return waitServer(ctx, m, record)
@@ -133,11 +130,25 @@ func otherUser(device string) int {
 
 // mountEntry is a line of mountinfo.
 type mountEntry struct {
-	device, dir, fstype string
+	id, device, dir, fstype, source string
 }
 
-// isOurs goes by the type that fs.MountFD gives.
-func (m *mountEntry) isOurs() bool { return m.fstype == "fuse.veneer" }
+// findMountOf finds what is mounted on top at dir, which may be a path with symlinks in it; nil if nothing is.
+func findMountOf(dir string) (*mountEntry, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	m, err := findMount(abs)
+	if m != nil || err != nil {
+		return m, err
+	}
+	// Perhaps by another name. Only now: asking a path below a dead mount is an error, below a hanging one no answer.
+	if real, err := filepath.EvalSymlinks(abs); err == nil && real != abs {
+		return findMount(real)
+	}
+	return nil, nil
+}
 
 // findMount returns what is mounted on top at dir; nil if nothing is. It touches no file system but /proc.
 func findMount(dir string) (*mountEntry, error) {
@@ -165,7 +176,11 @@ func scanMounts(path string, visit func(mountEntry)) error {
 		if !ok || len(fields) < 5 || len(rest) < 1 {
 			continue
 		}
-		visit(mountEntry{device: fields[2], dir: unescape(fields[4]), fstype: rest[0]})
+		m := mountEntry{id: fields[0], device: fields[2], dir: unescape(fields[4]), fstype: rest[0]}
+		if len(rest) > 2 { // else the source is empty
+			m.source = unescape(rest[1])
+		}
+		visit(m)
 	}
 	return lines.Err()
 }

@@ -1,6 +1,8 @@
 # What each target does is in the comment after it: `make help` prints them. GO may name another go command.
 export GO ?= go
 PREFIX ?= /usr/local
+# mount(8) and umount(8) look for helpers here and nowhere else.
+SBINDIR ?= /sbin
 
 # The tag, or the commit where there is none, and "-dirty" with uncommitted changes; "devel" outside a git checkout.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -21,8 +23,12 @@ help: ## print this list
 build: ## a static binary in bin/veneer
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/veneer ./cmd/veneer
 
-install: build ## bin/veneer to $(PREFIX)/bin
+# The helpers are veneer itself by other names: mount -t fuse.veneer, mount -t veneer, and the umount of both.
+install: build ## bin/veneer to $(PREFIX)/bin, and the helpers of mount(8) and umount(8) to /sbin
 	install -D -m 755 bin/veneer $(DESTDIR)$(PREFIX)/bin/veneer
+	install -d $(DESTDIR)$(SBINDIR)
+	for name in mount.fuse.veneer mount.veneer umount.fuse.veneer; do \
+		ln -sf $(PREFIX)/bin/veneer $(DESTDIR)$(SBINDIR)/$$name || exit 1; done
 
 demo: build ## run an image of 300 MB over a slow link, leaving nothing behind
 	$(SUDO) bin/veneer demo

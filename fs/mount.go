@@ -29,7 +29,8 @@ type MountOptions struct {
 	ReadOnly   bool
 	NoSuid     bool
 	NoDev      bool
-	MustBeBare bool // refuse a mount point that has entries
+	Flags      uintptr // further flags of mount(2)
+	MustBeBare bool    // refuse a mount point that has entries
 }
 
 // MountFD opens /dev/fuse and mounts it at dir in the calling thread's mount namespace. Nobody answers until a server runs
@@ -64,7 +65,7 @@ func Unmount(dir string, lazy bool) error {
 }
 
 func (o MountOptions) flags() uintptr {
-	var flags uintptr
+	flags := o.Flags
 	for _, f := range []struct {
 		set  bool
 		flag uintptr

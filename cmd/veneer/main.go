@@ -5,7 +5,8 @@
 // and the container's first process before its exec (package runtime).
 //
 // Exit status: 0; 1 when a command other than run could not do its work; 125 for bad usage and when run itself
-// fails; else run's is the process's: its own, 126 cannot be executed, 127 not found, 128+n ended by signal n.
+// fails; else run's is the process's: its own, 126 cannot be executed, 127 not found, 128+n ended by signal n. Called by mount(8) or
+// umount(8): 1 bad usage, 32 failed.
 package main
 
 import (
@@ -32,6 +33,7 @@ const (
 var commands = []func(*app) *cobra.Command{
 	newRunCmd,
 	newMountCmd,
+	newOverlayCmd,
 	newUmountCmd,
 	newPsCmd,
 	newRmCmd,
@@ -72,6 +74,9 @@ func main() {
 	runtime.Main() // in a container's first process this does not return
 	playRole(os.Args)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	if helper := mountHelper(os.Args[0]); helper != "" {
+		os.Exit(helperStatus(a.main(context.Background(), append([]string{helper}, os.Args[1:]...))))
+	}
 	os.Exit(a.main(context.Background(), os.Args[1:]))
 }
 
@@ -159,6 +164,9 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 }
 
 func defaultRoot() string {
+	if dir := os.Getenv("VENEER_ROOT"); dir != "" {
+		return dir
+	}
 	if os.Geteuid() == 0 {
 		return "/var/lib/veneer"
 	}
@@ -169,6 +177,9 @@ func defaultRoot() string {
 }
 
 func defaultRunRoot() string {
+	if dir := os.Getenv("VENEER_RUN_ROOT"); dir != "" {
+		return dir
+	}
 	if os.Geteuid() == 0 {
 		return "/run/veneer"
 	}

@@ -13,7 +13,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo env "PATH=$$PATH")
 .DEFAULT_GOAL := build
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 # CGO_ENABLED=0  no C library: one static binary that runs on any distribution, and may re-execute itself anywhere
 # -trimpath      no paths of the machine that builds it in the binary
@@ -49,7 +49,10 @@ bench: build ## the comparisons of bench/; writes bench/report.md
 	$(SUDO) .ci/deps
 	$(SUDO) $(if $(CORPUS_DIR),env CORPUS_DIR=$(CORPUS_DIR)) $(GO) run ./bench -o bench/report.md
 
+bench-fs: build ## file operations beside overlayfs, fuse-overlayfs and the host; writes bench/fs.md
+	$(SUDO) $(GO) run ./bench -o bench/fs.md fs
+
 clean: ## remove bin/
 	rm -rf bin
 
-.PHONY: help build install demo lint test bench clean
+.PHONY: help build install demo lint test bench bench-fs clean

@@ -21,6 +21,10 @@ import (
 type options struct {
 	veneer, image, hello, name string
 	runs                       int
+
+	dir    string // the rest is for fs: see fileops.Options
+	rounds int
+	scale  float64
 }
 
 // task is a command that shows that an image works.

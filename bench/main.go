@@ -1,6 +1,7 @@
 // Command bench measures veneer against what it must hold against, and draws the report.
 //
 //	go run ./bench [flags] [coldstart] [start] [tree]     one or some; all without a name
+//	go run ./bench [flags] fs                             file operations beside other union file systems (package fileops)
 //
 // It needs root and the Debian packages that `.ci/deps` installs. Without flags it measures an image that it
 // builds from the programs of this machine. With CORPUS_DIR set it takes $CORPUS_DIR/estargz/NAME (an OCI layout, tag
@@ -12,12 +13,15 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/bench/fileops"
 )
 
 // workload is one thing that bench measures.
@@ -51,9 +55,15 @@ func run(ctx context.Context, args []string) (err error) {
 	fs.StringVar(&o.hello, "hello", "", "the task: a JSON `file` with args, env, cwd, ready")
 	fs.StringVar(&o.name, "name", "python", "the image of CORPUS_DIR")
 	fs.IntVar(&o.runs, "runs", 21, "starts of each runtime")
+	fs.IntVar(&o.rounds, "rounds", 5, "fs: measurements of each operation on each system")
+	fs.Float64Var(&o.scale, "scale", 1, "fs: size of the input; 1 is 20,000 files and 2 GiB")
+	fs.StringVar(&o.dir, "dir", "", "fs: where to work; the `directory` decides the disk")
 	report := fs.String("o", "", "also write the report to `file`")
 	if err := fs.Parse(args); err != nil {
 		return err
+	}
+	if fs.NArg() == 1 && fs.Arg(0) == "fs" {
+		return fileOperations(ctx, o, *report)
 	}
 	if err := known(fs.Args()); err != nil {
 		return err
@@ -80,12 +90,31 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 		sections = append(sections, s)
 	}
-	text := render(l, sections)
+	return errors.Join(failed, publish(render(l, sections), *report))
+}
+
+// publish prints a report, and writes it to file unless that is "".
+func publish(text, file string) error {
 	fmt.Print(text)
-	if *report != "" {
-		err = os.WriteFile(filepath.Clean(*report), []byte(text), 0o644)
+	if file == "" {
+		return nil
 	}
-	return errors.Join(failed, err)
+	return os.WriteFile(filepath.Clean(file), []byte(text), 0o644)
+}
+
+// fileOperations needs none of what a lab has.
+func fileOperations(ctx context.Context, o options, report string) error {
+	r, err := fileops.Measure(ctx, fileops.Options{
+		Veneer: o.veneer, Dir: o.dir, Rounds: o.rounds, Scale: o.scale, Log: log.New(os.Stderr, "bench: ", log.Ltime),
+	})
+	if r == nil || err != nil {
+		return err
+	}
+	made := "make bench-fs"
+	if o.scale != 1 || o.rounds != 5 {
+		made = fmt.Sprintf("go run ./bench -rounds %d -scale %g fs", o.rounds, o.scale)
+	}
+	return errors.Join(publish(r.Markdown(machine(), made), report), r.Missed())
 }
 
 func known(names []string) error {

@@ -73,7 +73,7 @@ func splitPath(s string) (layerPath, error) {
 			if name == ".." {
 				return layerPath{}, errors.New("the path has a .. component")
 			}
-			if len(name) > maxName {
+			if len(strings.TrimPrefix(name, whiteoutPrefix)) > maxName {
 				return layerPath{}, fmt.Errorf("the path has a name of more than %d bytes", maxName)
 			}
 			if strings.HasPrefix(name, whiteoutPrefix+whiteoutPrefix) && name != opaqueName {

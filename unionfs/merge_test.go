@@ -271,6 +271,12 @@ func TestRefusesEntries(t *testing.T) {
 	}
 }
 
+// The prefix makes a whiteout longer than a name can be.
+func TestWhiteoutOfTheLongestName(t *testing.T) {
+	long := strings.Repeat("n", 255)
+	wantTree(t, merge(t, "f "+long+" 1\n f a 1", "w "+long), "a 1")
+}
+
 func TestNamesAreAnyBytes(t *testing.T) {
 	var entries []Entry
 	want := map[string]bool{}

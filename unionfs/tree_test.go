@@ -240,7 +240,13 @@ func walkAll(t testing.TB, tree *Tree) {
 	}
 	for _, ino := range []Ino{0, tree.MaxIno() + 1, 1 << 32, ^Ino(0)} {
 		useInode(t, tree, ino)
+		tree.Names([]Ino{ino}, func(Ino, Ino, int) {})
 	}
+	all := make([]Ino, max)
+	for i := range all {
+		all[i] = Root + Ino(i)
+	}
+	tree.Names(all, func(_, dir Ino, i int) { tree.DirAt(dir, i) })
 	for ino := Root; ino <= tree.MaxIno(); ino++ {
 		useInode(t, tree, ino)
 		depth := 0

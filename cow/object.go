@@ -15,6 +15,7 @@ import (
 type objects struct {
 	disk *disk
 	max  int // descriptors kept open
+	ro   bool
 
 	mu    sync.Mutex
 	open  map[Ino]*object
@@ -104,7 +105,11 @@ func (s *objects) put(o *object) {
 // openFD opens the file of an object; -1 when there is none.
 func (s *objects) openFD(ino Ino, create bool) (fd int, isNew bool, err error) {
 	path := s.disk.path(objectName(ino))
-	fd, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	how := unix.O_RDWR | unix.O_CLOEXEC
+	if s.ro {
+		how = unix.O_RDONLY | unix.O_CLOEXEC
+	}
+	fd, err = unix.Open(path, how, 0)
 	if err == nil {
 		return fd, false, nil
 	}

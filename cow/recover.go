@@ -76,51 +76,68 @@ func journals(d *disk) ([]uint64, error) {
 // replay applies the records of a journal after seq, and returns the last one's number. The last journal is
 // opened to go on with, and may have a torn tail.
 func (f *FS) replay(gen, seq uint64, last bool) (uint64, error) {
-	name := journalName(gen)
-	b, err := readWhole(f.disk, name)
-	if err != nil {
+	r, err := f.readJournal(gen, seq, last)
+	switch {
+	case err != nil:
 		return 0, err
+	case r.blank:
+		return seq, f.disk.remove(r.name)
+	case !last:
+		return max(seq, r.seq), nil
 	}
+	return r.seq, f.resume(&r)
+}
+
+// journalRead is a journal whose records were applied.
+type journalRead struct {
+	header
+	name      string
+	seq       uint64 // of the last record
+	end, size int64  // of the last record; of the file
+	blank     bool   // a power loss before the first fsync: the name is there and nothing else. It is to be made anew
+}
+
+// readJournal applies the records of a journal after seq. It changes nothing on the disk.
+func (f *FS) readJournal(gen, seq uint64, last bool) (r journalRead, err error) {
+	r.name = journalName(gen)
+	b, err := readWhole(f.disk, r.name)
+	if err != nil {
+		return r, err
+	}
+	r.size = int64(len(b))
 	if last && len(bytes.Trim(b[:min(len(b), headerSize)], "\x00")) == 0 {
-		// A power loss before the first fsync: the name is there and nothing else. It is made anew.
-		return seq, f.disk.remove(name)
+		r.seq, r.blank = seq, true
+		return r, nil
 	}
-	h, err := decodeHeader(b, name, journalMagic, f.treeID)
-	if err != nil {
-		return 0, err
+	if r.header, err = decodeHeader(b, r.name, journalMagic, f.treeID); err != nil {
+		return r, err
 	}
-	if h.gen != gen || h.seq > seq {
-		return 0, &DamageError{name, 32, fmt.Sprintf("it continues record %d of generation %d, not %d of %d", h.seq, h.gen, seq, gen)}
+	if r.gen != gen || r.header.seq > seq {
+		return r, &DamageError{r.name, 32, fmt.Sprintf("it continues record %d of generation %d, not %d of %d", r.header.seq, r.gen, seq, gen)}
 	}
-	at := h.seq
-	end, err := readFrames(b, name, &h, last, func(s uint64, payload []byte) error {
-		at = s
+	r.seq = r.header.seq
+	r.end, err = readFrames(b, r.name, &r.header, last, func(s uint64, payload []byte) error {
+		r.seq = s
 		if s <= seq {
 			return nil
 		}
 		return f.apply(payload)
 	})
-	if err != nil {
-		return 0, err
+	if err == nil && last && r.seq < seq {
+		err = &DamageError{r.name, r.end, fmt.Sprintf("it ends with record %d, and the checkpoint has %d", r.seq, seq)}
 	}
-	if !last {
-		return max(seq, at), nil
-	}
-	if at < seq {
-		return 0, &DamageError{name, end, fmt.Sprintf("it ends with record %d, and the checkpoint has %d", at, seq)}
-	}
-	return at, f.resume(&h, name, at, end, int64(len(b)))
+	return r, err
 }
 
 // resume opens the last journal for more records, without its torn tail.
-func (f *FS) resume(h *header, name string, seq uint64, end, size int64) error {
-	file, err := f.disk.open(name, os.O_RDWR)
+func (f *FS) resume(r *journalRead) error {
+	file, err := f.disk.open(r.name, os.O_RDWR)
 	if err != nil {
 		return err
 	}
-	if end < size {
-		f.opts.Log.Debug("cut a torn tail", "file", name, "at", end, "bytes", size-end)
-		if err := f.disk.truncate("cut torn tail", file, end); err != nil {
+	if r.end < r.size {
+		f.opts.Log.Debug("cut a torn tail", "file", r.name, "at", r.end, "bytes", r.size-r.end)
+		if err := f.disk.truncate("cut torn tail", file, r.end); err != nil {
 			file.Close()
 			return err
 		}
@@ -131,8 +148,8 @@ func (f *FS) resume(h *header, name string, seq uint64, end, size int64) error {
 		return err
 	}
 	f.journal = &journal{
-		disk: f.disk, name: name, file: file, gen: h.gen, sum: saltSum(h.salt),
-		off: end, room: st.Blocks * 512, seq: seq, // it has no holes, so its blocks are where they are needed
+		disk: f.disk, name: r.name, file: file, gen: r.gen, sum: saltSum(r.salt),
+		off: r.end, room: st.Blocks * 512, seq: r.seq, // it has no holes, so its blocks are where they are needed
 	}
 	return nil
 }

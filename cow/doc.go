@@ -28,6 +28,13 @@
 // A torn tail of the journal (an append that was cut short) is cut off silently. Damage anywhere else is refused with
 // its place (*DamageError).
 //
+// # What changed
+//
+// A [Snapshot] reads the delta without the lock, while a server may be writing it, and tells what differs from the image as
+// paths: for people, and as the tar of a layer. The walk starts from the nodes of the delta and looks only at directories in
+// which, or below which, there is one. A layer carries for each file that differs all of it: a layer has no way to say
+// "as below, but with another mode". What a layer does not carry is lost in it: atime, ctime, birth time, sockets, holes.
+//
 // # Locks
 //
 // In this order; no lock is held over Contents, which may wait for the network:

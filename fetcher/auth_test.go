@@ -2,6 +2,7 @@ package fetcher
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -59,6 +61,73 @@ func TestExpiredTokenIsRenewed(t *testing.T) {
 		if got := readRange(t, c.Blob(img, 0), 10, 20); !bytes.Equal(got, want.Layers[0].Blob[10:30]) {
 			t.Error("wrong bytes")
 		}
+	}
+}
+
+// TestExpiredTokenIsRenewedOnce: those under way when it expires share the new one.
+func TestExpiredTokenIsRenewedOnce(t *testing.T) {
+	reg := fetchtest.NewRegistry(t)
+	reg.RequireToken("me", "secret")
+	c := newTestClient(t, withLogin("me", "secret"), func(o *ClientOptions) { o.Connections = 50 })
+	b := c.Blob(mustResolve(t, c, reg.Push(t, "app:1", smallImage(t))), 0)
+	for range 3 {
+		reg.ExpireTokens()
+		reg.ForgetRequests()
+		all := fetchtest.NewGate(30)
+		remove := reg.Use(fetchtest.OnlyBlobs(fetchtest.Next(30, all.Fault()))) // all 30 have been sent before one is answered
+		var wg sync.WaitGroup
+		for i := range int64(30) {
+			wg.Go(func() {
+				if err := rangeError(t, b, i, 10); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		remove()
+		tokens := 0
+		for _, q := range reg.Requests() {
+			if q.Path == "/token" {
+				tokens++
+			}
+		}
+		if tokens != 1 {
+			t.Errorf("%d requests for a token", tokens)
+		}
+	}
+}
+
+// TestTokenOutlivesWhoAskedForIt: the first of those who wait for a token goes away.
+func TestTokenOutlivesWhoAskedForIt(t *testing.T) {
+	reg := fetchtest.NewRegistry(t)
+	reg.RequireToken("me", "secret")
+	c := newTestClient(t, withLogin("me", "secret"))
+	b := c.Blob(mustResolve(t, c, reg.Push(t, "app:1", smallImage(t))), 0)
+	reg.ExpireTokens()
+	asked, answer := make(chan struct{}, 2), make(chan struct{})
+	reg.Use(fetchtest.Only(func(req *http.Request) bool { return req.URL.Path == "/token" }, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			asked <- struct{}{}
+			<-answer
+			next.ServeHTTP(w, req)
+		})
+	}))
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error)
+	go func() {
+		_, err := b.ReadRange(ctx, 0, 10)
+		first <- err
+	}()
+	<-asked
+	second := make(chan error)
+	go func() { second <- rangeError(t, b, 1, 10) }()
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first got %v", err)
+	}
+	close(answer)
+	if err := <-second; err != nil {
+		t.Errorf("the second got %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -231,6 +232,70 @@ func TestWrongContentRange(t *testing.T) {
 	b := reg.open(t)
 	reg.Use(fetchtest.OnlyBlobs(fetchtest.SetHeader("Content-Range", "bytes 10-109/*")))
 	readRange(t, b, 10, 100)
+}
+
+// multipartAnswer answers a range as multipart/byteranges, of so many parts.
+func multipartAnswer(parts int, contentRange string, raw []byte) fetchtest.Fault {
+	return fetchtest.OnlyBlobs(func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "multipart/byteranges; boundary=edge")
+			w.WriteHeader(http.StatusPartialContent)
+			for range parts {
+				fmt.Fprintf(w, "\r\n--edge\r\nContent-Type: application/octet-stream\r\nContent-Range: %s\r\n\r\n%s", contentRange, raw)
+			}
+			fmt.Fprint(w, "\r\n--edge--\r\n")
+		})
+	})
+}
+
+func TestMultipartAnswer(t *testing.T) {
+	reg := newBlobTest(t, 100_000)
+	b := reg.open(t)
+	remove := reg.Use(multipartAnswer(1, "bytes 10-109/100000", reg.raw[10:110]))
+	if got := readRange(t, b, 10, 100); !bytes.Equal(got, reg.raw[10:110]) {
+		t.Error("wrong bytes")
+	}
+	remove()
+	for want, fault := range map[string]fetchtest.Fault{
+		"without a part":        multipartAnswer(0, "", nil),
+		"bytes 20-119":          multipartAnswer(1, "bytes 20-119/100000", reg.raw[20:120]),
+		"longer than it should": multipartAnswer(1, "bytes 10-109/100000", reg.raw[10:120]),
+	} {
+		remove := reg.Use(fault)
+		if err := rangeError(t, b, 10, 100); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+		remove()
+	}
+}
+
+// TestBrokenRangesAreStreamedInstead, whatever it is that breaks them.
+func TestBrokenRangesAreStreamedInstead(t *testing.T) {
+	body := noise(1, 50_000)
+	for name, fault := range map[string]fetchtest.Fault{
+		"416":                 fetchtest.Status(http.StatusRequestedRangeNotSatisfiable),
+		"200":                 fetchtest.IgnoreRange(),
+		"wrong Content-Range": fetchtest.SetHeader("Content-Range", "bytes 1-2/3"),
+		"no Content-Range":    fetchtest.SetHeader("Content-Range", ""),
+		"multipart":           fetchtest.SetHeader("Content-Type", "multipart/byteranges; boundary=nosuch"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := fetchtest.NewRegistry(t)
+			layer := fetchtest.NewLayer(t, fetchtest.EStargz().WithChunkSize(10_000), fetchtest.Reg("a", body), fetchtest.Reg("b", "b"))
+			ref := reg.Push(t, "app:1", &fetchtest.Image{Layers: []fetchtest.Layer{layer}})
+			x := openImage(t, testStore(t), ref, lazy)
+			if got := x.readAll(t, "b"); got != "b" {
+				t.Errorf("got %q", got)
+			}
+			reg.Use(fetchtest.OnlyBlobs(fetchtest.Only(func(r *http.Request) bool { return r.Header.Get("Range") != "" }, fault)))
+			if got := x.readAll(t, "a"); got != body {
+				t.Error("other bytes")
+			}
+			if n := x.Stats().LayersStreamed; n != 1 {
+				t.Errorf("streamed %d times", n)
+			}
+		})
+	}
 }
 
 func TestBlobStatus(t *testing.T) {

@@ -15,22 +15,36 @@ import (
 // stallError is why a body that had gone quiet was given up.
 type stallError struct{ after time.Duration }
 
-func (e *stallError) Error() string   { return fmt.Sprintf("nothing came for %v", e.after) }
+func (e *stallError) Error() string {
+	return fmt.Sprintf("less than %d bytes came in %v", minPerStall, e.after)
+}
 func (e *stallError) Timeout() bool   { return true }
 func (e *stallError) Temporary() bool { return true }
 
-// stallBody ends the request whose body it is when no byte comes for a while. It owns the request's context.
+// minPerStall is how many bytes must come while a body is waited for as long as the stall timeout. Less is a connection that is as good as
+// dead: another one may be better.
+const minPerStall = 1 << 10
+
+// stallBody ends the request whose body it is when (next to) no bytes come for a while. It owns the request's context.
 type stallBody struct {
 	io.ReadCloser
 	ctx    context.Context // the request's
 	cancel context.CancelCauseFunc
 	after  time.Duration
+
+	waited time.Duration // in Read since the last minPerStall bytes; time that the reader spends elsewhere does not count
+	got    int
 }
 
 func (b *stallBody) Read(p []byte) (int, error) {
-	timer := time.AfterFunc(b.after, func() { b.cancel(&stallError{b.after}) })
+	began := time.Now()
+	timer := time.AfterFunc(b.after-b.waited, func() { b.cancel(&stallError{b.after}) })
 	n, err := b.ReadCloser.Read(p)
 	timer.Stop()
+	b.waited += time.Since(began)
+	if b.got += n; b.got >= minPerStall {
+		b.waited, b.got = 0, 0
+	}
 	var stall *stallError
 	if err != nil && err != io.EOF && errors.As(context.Cause(b.ctx), &stall) {
 		err = stall

@@ -1,13 +1,11 @@
 package fetcher
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
-	"syscall"
 )
 
 // flight is the fetch of one member. Who needs one of its chunks waits for done.
@@ -23,7 +21,7 @@ type flight struct {
 
 // readChunks fills p, or a part of it, with the bytes of a content that is fetched by range. f is its partial file, or nil. It returns 0 and errAgain when
 // what it waited for is in the store now.
-func (x *Contents) readChunks(ctx context.Context, idx uint32, f *contentFile, p []byte, off int64) (int, error) {
+func (x *Contents) readChunks(w *waiter, idx uint32, f *contentFile, p []byte, off int64) (int, error) {
 	flights, err := x.startMissing(idx, f, off, int64(len(p)))
 	if err != nil {
 		return 0, asEIO(err)
@@ -39,10 +37,8 @@ func (x *Contents) readChunks(ctx context.Context, idx uint32, f *contentFile, p
 		}
 		n := int(min(int64(len(p)-done), k.Offset+k.Size-off))
 		if fl := flights[k.BlobOff]; fl != nil && !isZeros(&k) {
-			select {
-			case <-fl.done:
-			case <-ctx.Done():
-				return done, syscall.EINTR
+			if err := w.wait(fl.done); err != nil {
+				return done, err
 			}
 		}
 		err := x.copyChunk(chunkRef{idx, uint32(i)}, f, flights[k.BlobOff], p[done:done+n], off)
@@ -182,13 +178,11 @@ func runs(all []*flight) [][]*flight {
 // fetch brings a run of members and ends their flights, each as soon as it is here. The blob's range is locked meanwhile, so that of all
 // processes that want it one fetches it, and the others find it in the store.
 func (x *Contents) fetch(layer int, run []*flight) {
-	select {
-	case x.slots <- struct{}{}:
-		defer func() { <-x.slots }()
-	case <-x.life.Done():
-		x.endAll(layer, run, x.life.Err())
+	if err := x.slots.acquire(x.life, layer); err != nil {
+		x.endAll(layer, run, err)
 		return
 	}
+	defer x.slots.release(layer)
 	l := &x.layers[layer]
 	held, err := l.lock.acquire(x.life, run[0].off, run[len(run)-1].end()-run[0].off)
 	switch {
@@ -222,6 +216,7 @@ func (x *Contents) request(layer int, part []*flight, held *heldRange) {
 	})
 	switch {
 	case errors.Is(err, ErrRangeIgnored):
+		x.log.Warn("a layer cannot be fetched by range: it is streamed", "layer", x.layers[layer].Digest.String(), "error", err)
 		x.streamInstead(layer, part)
 	case err != nil:
 		x.endAll(layer, part, err)

@@ -262,23 +262,6 @@ func TestReadsWaitForASourceThatIsDown(t *testing.T) {
 	}
 }
 
-func TestReadsFailAfterTheDeadline(t *testing.T) {
-	sources, _ := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz(), fetchtest.Reg("a", "hello")))
-	b := &failing{Blob: sources[0].blob}
-	sources[0].blob = b
-	o := lazy
-	o.Backoff, o.FailAfter = 1, 1
-	x := openSources(t, testStore(t), sources, o)
-	b.times, b.err = 1<<40, &NetworkError{Host: "registry", Reason: "connection refused"}
-	if n, err := x.ReadAt(t.Context(), x.ino(t, "a"), make([]byte, 5), 0); !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "connection refused") {
-		t.Errorf("got %d, %v", n, err)
-	}
-	b.times = 0
-	if got := x.readAll(t, "a"); got != "hello" {
-		t.Errorf("got %q", got)
-	}
-}
-
 func TestWhatWillNotChangeFailsAtOnce(t *testing.T) {
 	sources, _ := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz(), fetchtest.Reg("a", "hello")))
 	b := &failing{Blob: sources[0].blob}

@@ -25,7 +25,13 @@ type ClientOptions struct {
 
 	Tries        int           // for one request, the first included; 0 is 4
 	Backoff      time.Duration // before the second try, then doubled, with jitter; 0 is 200 ms
-	StallTimeout time.Duration // a body from which nothing comes for so long is given up; 0 is 30 s
+	StallTimeout time.Duration // a body from which (next to) nothing comes for so long is given up; 0 is 30 s
+	HedgeAfter   time.Duration // a request for layer data that is not answered is sent once more; 0: when it is late, negative: never
+
+	// Connections is up to how many connections to one host (with its port) there are at a time; 0 is 16. Clients with the same ConnectionDir, in
+	// any process, keep to it together; with "" each has its own.
+	Connections   int
+	ConnectionDir string
 }
 
 func (o ClientOptions) withDefaults() ClientOptions {
@@ -47,6 +53,9 @@ func (o ClientOptions) withDefaults() ClientOptions {
 	if o.StallTimeout <= 0 {
 		o.StallTimeout = 30 * time.Second
 	}
+	if o.Connections <= 0 {
+		o.Connections = 16
+	}
 	return o
 }
 
@@ -56,6 +65,8 @@ type Client struct {
 	opts    ClientOptions
 	http    *http.Transport
 	traffic traffic
+	life    context.Context // ends with Close
+	end     context.CancelFunc
 
 	mu       sync.Mutex
 	repos    map[repoName]*repository // guarded by mu
@@ -65,16 +76,21 @@ type Client struct {
 // NewClient makes a Client. It does nothing yet: a start that finds all that it needs in the store never connects.
 func NewClient(o ClientOptions) *Client {
 	o = o.withDefaults()
-	return &Client{
+	c := &Client{
 		opts:     o,
-		http:     newHTTPTransport(),
 		repos:    make(map[repoName]*repository),
 		archives: make(map[string]*archive),
 	}
+	c.life, c.end = context.WithCancel(context.Background())
+	c.http = c.newHTTPTransport()
+	return c
 }
 
-// Close drops the idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+// Close drops the idle connections, and ends the waiting for new ones.
+func (c *Client) Close() {
+	c.end()
+	c.http.CloseIdleConnections()
+}
 
 // Traffic returns what was asked and got since NewClient.
 func (c *Client) Traffic() Traffic { return c.traffic.load() }

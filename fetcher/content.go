@@ -18,12 +18,12 @@ import (
 type ContentsOptions struct {
 	Log *slog.Logger // nil: the store's
 
-	// FailAfter is how long reads wait for a source that cannot be reached, or does not answer, before they fail. 0: for as long
-	// as it takes; the reader sees a slow read, which its context ends.
+	// FailAfter is how long a read waits for what is not here before it fails. 0: for as long as it takes; the reader sees a
+	// slow read, which its context ends.
 	FailAfter time.Duration
 	Backoff   time.Duration // before the source is asked again, then doubled, with jitter; 0 is 500 ms
 
-	Requests  int // at the same time; 0 is 8
+	Requests  int // at the same time; 0 is 12, of which one layer has two thirds at most
 	OpenFiles int // descriptors kept for content that was read; 0 is 512, or less where RLIMIT_NOFILE is low
 	// Readahead is up to how many compressed bytes of the file being read one after the other a request brings ahead; 0 is 4 MiB, negative none.
 	Readahead int64
@@ -36,7 +36,7 @@ func (o ContentsOptions) withDefaults(s *Store) ContentsOptions {
 		o.Log = s.log
 	}
 	if o.Requests <= 0 {
-		o.Requests = 8
+		o.Requests = 12
 	}
 	if o.Backoff <= 0 {
 		o.Backoff = 500 * time.Millisecond
@@ -69,7 +69,8 @@ type Contents struct {
 	log    *slog.Logger
 	files  fileCache
 	spill  spillCache
-	slots  chan struct{} // one for each request that may be under way
+	slots  *requestSlots
+	back   signal // a layer could be read again
 	stats  contentCounters
 	opened bitset // contents that were read
 
@@ -95,6 +96,8 @@ type contentLayer struct {
 	dir    *os.File     // FormatDir: the directory
 	index  []blobRef    // the chunks by their place in the blob; set by Contents.index
 	lock   layerLock
+
+	trouble atomic.Pointer[error] // why it cannot be read now
 }
 
 // Contents returns the reader of the files of t, which is a tree of img or, with a nil img, of host directories.
@@ -113,7 +116,7 @@ func (s *Store) newContents(sources []layerSource, t *unionfs.Tree, o ContentsOp
 	o = o.withDefaults(s)
 	x := &Contents{
 		store: s, tree: t, opts: o, log: o.Log,
-		slots:   make(chan struct{}, o.Requests),
+		slots:   newRequestSlots(o.Requests),
 		opened:  newBitset(int(t.Totals().Contents)),
 		flights: map[memberKey]*flight{},
 		told:    map[chunkRef]bool{},
@@ -199,6 +202,7 @@ const maxTries = 4
 
 func (x *Contents) read(ctx context.Context, idx uint32, c *unionfs.Content, p []byte, off int64) (int, error) {
 	var err error
+	var w *waiter
 	for range maxTries {
 		var f *contentFile
 		if f, err = x.open(idx, c); err != nil {
@@ -212,11 +216,15 @@ func (x *Contents) read(ctx context.Context, idx uint32, c *unionfs.Content, p [
 			}
 			return n, nil
 		}
+		if w == nil {
+			w = x.newWaiter(ctx, c.Layer)
+			defer w.stop()
+		}
 		var n int
 		if x.tree.NumChunks(idx) > 0 {
-			n, err = x.readChunks(ctx, idx, f, p, off)
+			n, err = x.readChunks(w, idx, f, p, off)
 		} else {
-			err = x.restore(ctx, c)
+			err = x.restore(w, c)
 		}
 		x.files.release(f)
 		if n > 0 {

@@ -44,7 +44,7 @@ func readerMain(args []string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	c := NewClient(ClientOptions{})
+	c := NewClient(ClientOptions{Connections: testConnections, ConnectionDir: s.ConnectionDir()})
 	img, err := c.Resolve(ctx, ref, Platform{})
 	if err != nil {
 		return err
@@ -231,6 +231,41 @@ func TestProcessesFetchAChunkOnce(t *testing.T) {
 	}
 	if a, b := one.finish(), two.finish(); a < 25_000 || b != 0 {
 		t.Errorf("fetched %d and %d bytes", a, b)
+	}
+}
+
+// testConnections is how many connections the processes of readerMain share.
+const testConnections = 4
+
+func TestManyProcessesFetchOnceAndShareConnections(t *testing.T) {
+	reg := fetchtest.NewRegistry(t)
+	ref, body, img := chunked(t, reg, 100_000)
+	root := t.TempDir()
+	startReader(t, root, ref).finish() // the tree is made
+	reg.ForgetRequests()
+	var readers []*reader
+	for range 20 {
+		readers = append(readers, startReader(t, root, ref))
+	}
+	for i, r := range readers {
+		for c := range 10 {
+			off := (c + i) % 10 * 10_000
+			r.ask("a", off, 10_000)
+		}
+	}
+	var fetched int64
+	for i, r := range readers {
+		for c := range 10 {
+			off := (c + i) % 10 * 10_000
+			r.expectBytes(body[off : off+10_000])
+		}
+		fetched += r.finish()
+	}
+	if n := len(reg.LayerRequests(img)); n > 10 || fetched > 101_000 {
+		t.Errorf("%d requests and %d bytes for 10 chunks of 10,000 bytes", n, fetched)
+	}
+	if n := reg.MostConnections(); n > testConnections {
+		t.Errorf("%d connections at a time", n)
 	}
 }
 

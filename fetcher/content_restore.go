@@ -1,11 +1,9 @@
 package fetcher
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 
 	"github.com/veneerfs/veneer/unionfs"
 )
@@ -17,16 +15,20 @@ type stream struct {
 }
 
 // restore brings back a content that is missing from the store, by streaming its layer.
-func (x *Contents) restore(ctx context.Context, c *unionfs.Content) error {
+func (x *Contents) restore(w *waiter, c *unionfs.Content) error {
 	if x.layers[c.Layer].source == nil {
 		return asEIO(errAbsent)
 	}
 	x.stats.waits.Add(1)
-	if err := x.streamLayer(ctx, c.Layer); err != nil {
-		if ctx.Err() != nil {
-			return syscall.EINTR
-		}
-		return asEIO(fmt.Errorf("restore it: %w", err))
+	st, err := x.streamLayer(c.Layer)
+	if err != nil {
+		return asEIO(err)
+	}
+	if err := w.wait(st.done); err != nil {
+		return err
+	}
+	if st.err != nil {
+		return asEIO(fmt.Errorf("restore it: %w", st.err))
 	}
 	f, err := x.openWhole(c)
 	if errors.Is(err, errAbsent) {
@@ -41,7 +43,11 @@ func (x *Contents) restore(ctx context.Context, c *unionfs.Content) error {
 
 // streamInstead brings the chunks of part, whose source ignores ranges, by streaming the layer.
 func (x *Contents) streamInstead(layer int, part []*flight) {
-	err := x.streamLayer(x.life, layer)
+	st, err := x.streamLayer(layer)
+	if err == nil {
+		<-st.done // it ends with x.life
+		err = st.err
+	}
 	for _, fl := range part {
 		switch {
 		case err != nil:
@@ -54,13 +60,12 @@ func (x *Contents) streamInstead(layer int, part []*flight) {
 	}
 }
 
-// streamLayer puts all files of a layer into the store. Who comes while it is under way waits for the same. It returns when ctx ends, but
-// goes on then.
-func (x *Contents) streamLayer(ctx context.Context, layer int) error {
+// streamLayer begins to put all files of a layer into the store, unless that is under way.
+func (x *Contents) streamLayer(layer int) (*stream, error) {
 	x.mu.Lock()
+	defer x.mu.Unlock()
 	if x.closed {
-		x.mu.Unlock()
-		return os.ErrClosed
+		return nil, os.ErrClosed
 	}
 	st := x.streams[layer]
 	if st == nil {
@@ -74,13 +79,7 @@ func (x *Contents) streamLayer(ctx context.Context, layer int) error {
 			close(st.done)
 		})
 	}
-	x.mu.Unlock()
-	select {
-	case <-st.done:
-		return st.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return st, nil
 }
 
 // streamOnce streams a layer unless another process has just done so.

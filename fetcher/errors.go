@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -77,9 +78,10 @@ func (e *CertificateError) Unwrap() error { return e.Err }
 
 // StatusError is any other answer than the one that was asked for.
 type StatusError struct {
-	Host   string
-	Status int
-	Detail string
+	Host       string
+	Status     int
+	Detail     string
+	RetryAfter time.Duration // how long it wants to be left alone; 0 when it does not say
 }
 
 func (e *StatusError) Error() string {
@@ -90,9 +92,13 @@ func (e *StatusError) Error() string {
 type ResponseError struct {
 	Host   string
 	Reason string
+	Range  bool // it was to a ranged request; then the whole body may still be had
 }
 
 func (e *ResponseError) Error() string { return fmt.Sprintf("registry %s: %s", e.Host, e.Reason) }
+
+// Is makes an answer that is wrong about a range an ErrRangeIgnored: the blob can only be streamed.
+func (e *ResponseError) Is(target error) bool { return e.Range && target == ErrRangeIgnored }
 
 // DigestError means that bytes are not those which their digest names.
 type DigestError struct {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -133,7 +134,12 @@ func reasonOf(err error) string {
 // statusError reads what the registry says to an answer with an error status, and closes it.
 func (r *repository) statusError(resp *http.Response, what string) error {
 	defer resp.Body.Close()
-	return r.statusToError(resp.StatusCode, registryDetail(resp.Body), what)
+	err := r.statusToError(resp.StatusCode, registryDetail(resp.Body), what)
+	var status *StatusError
+	if errors.As(err, &status) {
+		status.RetryAfter = retryAfter(resp.Header, time.Now())
+	}
+	return err
 }
 
 func (r *repository) statusToError(status int, detail, what string) error {

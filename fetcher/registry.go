@@ -22,8 +22,9 @@ type repoName struct{ host, repo string }
 
 // repository is the source of images in one repository of a registry.
 type repository struct {
-	c    *Client
-	name repoName
+	c     *Client
+	name  repoName
+	hedge *hedger
 
 	mu        sync.Mutex
 	access    *access                  // of the last login; nil before it and after it failed; guarded by mu
@@ -50,7 +51,7 @@ func (c *Client) repository(ref Reference) *registryRef {
 	defer c.mu.Unlock()
 	r := c.repos[n]
 	if r == nil {
-		r = &repository{c: c, name: n, locations: make(map[digest.Digest]string)}
+		r = &repository{c: c, name: n, hedge: newHedger(), locations: make(map[digest.Digest]string)}
 		c.repos[n] = r
 	}
 	return &registryRef{r, ref}
@@ -122,7 +123,8 @@ func (r *repository) connectBy(ctx context.Context, scheme string) (*http.Client
 	if err != nil {
 		return nil, fmt.Errorf("look up the credentials for %s: %w", r.name.host, err)
 	}
-	base := &schemeGate{next: r.c.roundTripper(), host: registry.RegistryStr(), scheme: scheme}
+	gate := &schemeGate{next: r.c.roundTripper(), host: registry.RegistryStr(), scheme: scheme}
+	base := &tokenGate{next: gate, host: registry.RegistryStr(), asked: map[string]*tokenAsked{}}
 	rt, err := transport.NewWithContext(ctx, registry, auth, base, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, r.explain(ctx, err)
@@ -246,6 +248,18 @@ func (r *registryRef) config(ctx context.Context, d ocispec.Descriptor) ([]byte,
 
 func (r *registryRef) blob(d ocispec.Descriptor) Blob {
 	return &registryBlob{repo: r.repository, desc: d}
+}
+
+// hedgedBlob is getBlob, with a second try beside the first when that is late.
+func (r *repository) hedgedBlob(ctx context.Context, d digest.Digest, header http.Header) (*http.Response, error) {
+	after := r.c.opts.HedgeAfter
+	if after < 0 {
+		return r.getBlob(ctx, d, header)
+	}
+	if after == 0 {
+		after = r.hedge.after()
+	}
+	return r.hedge.do(ctx, after, func(ctx context.Context) (*http.Response, error) { return r.getBlob(ctx, d, header) })
 }
 
 // getBlob sends a GET for a blob. Where the registry redirects to is remembered, so that the reads to come save a

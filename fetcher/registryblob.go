@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
+	"mime/multipart"
 	"net/http"
 	"strconv"
 	"strings"
@@ -90,7 +92,7 @@ func (b *registryBlob) openRange(ctx context.Context, off, n int64) (io.ReadClos
 	if !whole {
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
 	}
-	resp, err := b.repo.getBlob(ctx, b.desc.Digest, header)
+	resp, err := b.repo.hedgedBlob(ctx, b.desc.Digest, header)
 	if err != nil {
 		return nil, err
 	}
@@ -108,11 +110,14 @@ func (b *registryBlob) check(resp *http.Response, off, n int64, whole bool) erro
 	case resp.StatusCode == http.StatusOK:
 		return ErrRangeIgnored
 	case resp.StatusCode == http.StatusPartialContent && !whole:
-		if err := checkContentRange(resp.Header.Get("Content-Range"), off, n, b.desc.Size); err != nil {
-			return b.broken("%v", err)
+		if err := unwrapSinglePart(resp); err != nil {
+			return b.brokenRange("%v", err)
 		}
-	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
-		return b.broken("blob %s has no bytes %d to %d there: it is shorter than the manifest says", b.desc.Digest, off, off+n-1)
+		if err := checkContentRange(resp.Header.Get("Content-Range"), off, n, b.desc.Size); err != nil {
+			return b.brokenRange("%v", err)
+		}
+	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && !whole:
+		return b.brokenRange("blob %s has no bytes %d to %d there: it is shorter than the manifest says", b.desc.Digest, off, off+n-1)
 	case resp.StatusCode == http.StatusPartialContent || resp.StatusCode < 300:
 		return b.broken("unexpected answer %s", statusText(resp.StatusCode))
 	default:
@@ -126,6 +131,27 @@ func (b *registryBlob) check(resp *http.Response, off, n int64, whole bool) erro
 
 func (b *registryBlob) broken(format string, a ...any) error {
 	return &ResponseError{Host: b.repo.name.host, Reason: fmt.Sprintf(format, a...)}
+}
+
+func (b *registryBlob) brokenRange(format string, a ...any) error {
+	return &ResponseError{Host: b.repo.name.host, Reason: fmt.Sprintf(format, a...), Range: true}
+}
+
+// unwrapSinglePart makes an ordinary answer of a multipart/byteranges one (RFC 9110, 14.6), of which the first part counts: one range
+// was asked for.
+func unwrapSinglePart(resp *http.Response) error {
+	kind, params, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil || kind != "multipart/byteranges" {
+		return nil
+	}
+	part, err := multipart.NewReader(resp.Body, params["boundary"]).NextRawPart()
+	if err != nil {
+		return fmt.Errorf("a multipart answer without a part: %w", err)
+	}
+	resp.Header.Set("Content-Range", part.Header.Get("Content-Range"))
+	resp.ContentLength = -1
+	resp.Body = readCloser{part, resp.Body}
+	return nil
 }
 
 // checkContentRange accepts "bytes FIRST-LAST/TOTAL" and "bytes FIRST-LAST/*" of exactly what was asked for.

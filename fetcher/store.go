@@ -24,6 +24,7 @@ import (
 //	partial/layers/HEX           locked by byte ranges while those ranges of the layer's blob are fetched
 //	tmp/SESSION/                 files that are being made; the session's process holds a flock on its directory
 //	images/                      what has been resolved
+//	connections/                 locks that count the connections to each host (see connCap)
 //
 // Any number of processes use one store at a time, and any of them may die at any point. A file gets its place under
 // contents only after its sha256 was computed over its bytes. It gets it with mode 0600, without waiting for the disk, and mode 0444
@@ -200,3 +201,6 @@ func randomName() string {
 	rand.Read(b[:])
 	return hex.EncodeToString(b[:])
 }
+
+// ConnectionDir is where the clients of all who use the store agree on how many connections they have.
+func (s *Store) ConnectionDir() string { return filepath.Join(s.root, "connections") }

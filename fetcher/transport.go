@@ -20,6 +20,7 @@ import (
 //
 //	http.Client     redirects
 //	login           go-containerregistry's transport: token or password, only to the registry itself
+//	tokenGate       one new token for all who need one
 //	schemeGate      only the scheme that was chosen for the registry
 //	retryTransport  tries again what may be tried again
 //	wireTransport   counts, gives errors their types
@@ -32,24 +33,32 @@ const (
 	idleTimeout    = 90 * time.Second
 	maxBackoff     = 5 * time.Second
 	maxRetryAfter  = 30 * time.Second // a registry that wants a longer pause than this gets to say so to the user
-	connsPerHost   = 16               // idle connections kept, for the parallel reads of layers
 	layerMark      = "Veneer-Layer"   // marks a request for layer data inside this process; never sent
 	maxErrorDetail = 64 << 10
 )
 
-func newHTTPTransport() *http.Transport {
+// newHTTPTransport returns the client's connections.
+func (c *Client) newHTTPTransport() *http.Transport {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	return &http.Transport{
+	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           dialer.DialContext,
+		MaxConnsPerHost:       c.opts.Connections,
 		TLSHandshakeTimeout:   tlsTimeout,
 		ResponseHeaderTimeout: headerTimeout,
 		IdleConnTimeout:       idleTimeout,
-		MaxIdleConnsPerHost:   connsPerHost,
+		MaxIdleConnsPerHost:   c.opts.Connections,
 		ForceAttemptHTTP2:     true,
 		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 		DisableCompression:    true, // blobs are addressed by the digest of the bytes as they are
 	}
+	if c.opts.ConnectionDir != "" {
+		limit := &connCap{
+			dir: c.opts.ConnectionDir, limit: c.opts.Connections, idle: t.CloseIdleConnections, done: c.life.Done(), open: map[string]int{},
+		}
+		t.DialContext = limit.dial(dialer.DialContext, c.opts.Log)
+	}
+	return t
 }
 
 // roundTripper returns the chain without login.

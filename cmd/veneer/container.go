@@ -60,9 +60,9 @@ type container struct {
 	Remove   bool     `json:"remove,omitempty"`
 	Detached bool     `json:"detached,omitempty"`
 
-	IO        string `json:"io"`
-	Stats     string `json:"stats,omitempty"`
-	PlainHTTP bool   `json:"plainHTTP,omitempty"`
+	IO    string `json:"io"`
+	Stats string `json:"stats,omitempty"`
+	remote
 }
 
 // volume is a host path in the container.

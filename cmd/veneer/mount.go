@@ -14,7 +14,8 @@ import (
 )
 
 type mountFlags struct {
-	rw, plainHTTP    bool
+	remote           remote
+	rw               bool
 	state, stats, io string
 	layers           []string
 }
@@ -51,7 +52,8 @@ It is served in the background until it is unmounted: veneer umount DIR, or plai
 	fl.StringVar(&f.stats, "stats", "", "write figures as JSON to `FILE` when the mount ends")
 	fl.StringVar(&f.io, "io", "auto", "how file content reaches the kernel: auto, passthrough or cached")
 	fl.StringArrayVar(&f.layers, "layer", nil, "merge host directories, bottom first: `dir:PATH`")
-	fl.BoolVar(&f.plainHTTP, "plain-http", false, "speak plain HTTP to the registry")
+	f.remote.add(fl)
+	f.remote.addPolicy(fl)
 	return c
 }
 
@@ -76,7 +78,7 @@ func (a *app) mount(ctx context.Context, f *mountFlags, image, dir string) (err 
 		return err
 	}
 	if image != "" {
-		err := a.openImage(ctx, image, f.plainHTTP, func(img *localImage) error {
+		err := a.openImage(ctx, image, f.remote, func(img *localImage) error {
 			job.Image, job.Manifest = img.Ref.String(), string(img.Manifest)
 			b.resolved(img)
 			return nil
@@ -91,7 +93,7 @@ func (a *app) mount(ctx context.Context, f *mountFlags, image, dir string) (err 
 
 // mountJob makes the job's part that the flags tell.
 func (a *app) mountJob(f *mountFlags) (job serverJob, err error) {
-	job = serverJob{Places: a.places(), PlainHTTP: f.plainHTTP, IO: f.io}
+	job = serverJob{Places: a.places(), remote: f.remote, IO: f.io}
 	if job.State, err = absIfSet(f.state); err != nil {
 		return job, err
 	}

@@ -12,8 +12,9 @@ import (
 
 // pullFlags are the flags of pull.
 type pullFlags struct {
-	quiet, plainHTTP bool
-	platform         string
+	remote   remote
+	quiet    bool
+	platform string
 }
 
 func newPullCmd(a *app) *cobra.Command {
@@ -29,7 +30,7 @@ IMAGE is a registry reference as Docker writes it, oci:DIR[:TAG] or oci-archive:
 		RunE: func(c *cobra.Command, args []string) error { return a.pull(c.Context(), f, args[0]) },
 	}
 	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print the image's name only")
-	c.Flags().BoolVar(&f.plainHTTP, "plain-http", false, "speak plain HTTP to the registry")
+	f.remote.add(c.Flags())
 	c.Flags().StringVar(&f.platform, "platform", "", "`OS/ARCH[/VARIANT]` to pick from an image for several; this machine's without it")
 	return c
 }
@@ -52,7 +53,7 @@ func (a *app) pull(ctx context.Context, f *pullFlags, image string) (err error) 
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	store.SetLog(a.log)
-	client := fetcher.NewClient(fetcher.ClientOptions{PlainHTTP: f.plainHTTP, Log: a.log})
+	client := f.remote.client(store, a.log)
 	defer client.Close()
 
 	img, err := client.Resolve(ctx, ref, platform)

@@ -21,7 +21,7 @@ type runFlags struct {
 	entrypointSet                              bool
 	env, volumes                               []string
 	stats, io                                  string
-	plainHTTP                                  bool
+	remote                                     remote
 }
 
 func newRunCmd(a *app) *cobra.Command {
@@ -69,7 +69,8 @@ func (f *runFlags) add(c *cobra.Command) {
 	fl.StringVar(&f.net, "net", "host", "network: host (the machine's) or none (loopback only)")
 	fl.StringVar(&f.stats, "stats", "", "write figures as JSON to `FILE` when the container ends")
 	fl.StringVar(&f.io, "io", "auto", "how file content reaches the kernel: auto, passthrough or cached")
-	fl.BoolVar(&f.plainHTTP, "plain-http", false, "speak plain HTTP to the registry")
+	f.remote.add(fl)
+	f.remote.addPolicy(fl)
 	fl.StringVar(&f.net, "network", "host", "")
 	fl.MarkHidden("network")
 }
@@ -110,7 +111,7 @@ func (a *app) run(ctx context.Context, f *runFlags, image string, args []string)
 
 // fill resolves the image, makes sure that its tree is here, and completes c by the image's configuration.
 func (a *app) fill(ctx context.Context, c *container, image string, b *before) error {
-	err := a.openImage(ctx, image, c.PlainHTTP, func(img *localImage) (err error) {
+	err := a.openImage(ctx, image, c.remote, func(img *localImage) (err error) {
 		c.Shown, c.Image, c.Manifest = image, img.Ref.String(), string(img.Manifest)
 		if err := c.applyImage(img.Config.Config); err != nil {
 			return err
@@ -137,7 +138,7 @@ func (f *runFlags) container(args []string) (*container, error) {
 	c := &container{
 		Name: f.name, Args: args, User: f.user, WorkDir: f.workDir, Hostname: f.hostname, Net: f.net,
 		ReadOnly: f.readOnly, TTY: f.tty, Stdin: f.interactive, Remove: f.remove, Detached: f.detach,
-		IO: f.io, PlainHTTP: f.plainHTTP,
+		IO: f.io, remote: f.remote,
 	}
 	if f.entrypointSet {
 		c.Entrypoint = &f.entrypoint

@@ -16,11 +16,12 @@ type localImage struct {
 	tree   *unionfs.Tree
 	store  *fetcher.Store
 	client *fetcher.Client
+	remote remote
 }
 
 // openImage finds an image in the store, or else where its name says, makes sure that its tree is in the store, and calls use.
 // What has been resolved before is not asked for again, as with Docker: a newer image of the same tag comes with pull.
-func (a *app) openImage(ctx context.Context, name string, plainHTTP bool, use func(*localImage) error) (err error) {
+func (a *app) openImage(ctx context.Context, name string, r remote, use func(*localImage) error) (err error) {
 	ref, err := fetcher.ParseReference(name)
 	if err != nil {
 		return err
@@ -31,7 +32,7 @@ func (a *app) openImage(ctx context.Context, name string, plainHTTP bool, use fu
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	store.SetLog(a.log)
-	client := fetcher.NewClient(fetcher.ClientOptions{PlainHTTP: plainHTTP, Log: a.log})
+	client := r.client(store, a.log)
 	defer client.Close()
 	img, err := store.Image(ref, fetcher.Platform{})
 	isNew := errors.Is(err, fetcher.ErrNotStored)
@@ -51,7 +52,7 @@ func (a *app) openImage(ctx context.Context, name string, plainHTTP bool, use fu
 			return err
 		}
 	}
-	return use(&localImage{Image: img, tree: tree, store: store, client: client})
+	return use(&localImage{Image: img, tree: tree, store: store, client: client, remote: r})
 }
 
 // openTree opens img's tree, and shows how it is made for a new image.
@@ -76,7 +77,7 @@ func (img *localImage) readFile(ctx context.Context, path string, limit int64) (
 	if !isRegular(attr) {
 		return nil, errNoFile(path)
 	}
-	contents, err := img.store.Contents(img.client, img.Image, img.tree, fetcher.ContentsOptions{})
+	contents, err := img.store.Contents(img.client, img.Image, img.tree, img.remote.contents(nil))
 	if err != nil {
 		return nil, err
 	}

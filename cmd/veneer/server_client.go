@@ -30,12 +30,12 @@ type (
 		Dir       string `json:"dir,omitempty"`       // of a mount: where it is
 		Record    string `json:"record,omitempty"`    // of a mount: its directory, which has the Dirs
 
-		Image     string   `json:"image,omitempty"`
-		Manifest  string   `json:"manifest,omitempty"`
-		Dirs      []string `json:"-"` // layers in place of an image, bottom first; 500 of them are longer than a message
-		PlainHTTP bool     `json:"plainHTTP,omitempty"`
-		State     string   `json:"state,omitempty"` // directory of the writable layer; "" serves read-only
+		Image    string   `json:"image,omitempty"`
+		Manifest string   `json:"manifest,omitempty"`
+		Dirs     []string `json:"-"`               // layers in place of an image, bottom first; 500 of them are longer than a message
+		State    string   `json:"state,omitempty"` // directory of the writable layer; "" serves read-only
 
+		remote
 		IO     string `json:"io"`
 		Stats  string `json:"stats,omitempty"`
 		Before before `json:"before"`

@@ -61,7 +61,7 @@ func (t *servedTree) openLower(job serverJob, log *slog.Logger) (cow.Contents, e
 		return nil, err
 	}
 	t.closers = append(t.closers, t.tree.Close)
-	if t.contents, err = store.Contents(t.client, t.image, t.tree, fetcher.ContentsOptions{Log: log}); err != nil {
+	if t.contents, err = store.Contents(t.client, t.image, t.tree, job.contents(log)); err != nil {
 		return nil, err
 	}
 	t.closers = append(t.closers, t.contents.Close)
@@ -72,7 +72,7 @@ func (t *servedTree) openImage(store *fetcher.Store, job serverJob, log *slog.Lo
 	if t.image, err = storedImage(store, job.Image, job.Manifest); err != nil {
 		return err
 	}
-	t.client = fetcher.NewClient(fetcher.ClientOptions{PlainHTTP: job.PlainHTTP, Log: log})
+	t.client = job.client(store, log)
 	t.tree, err = store.Tree(context.Background(), t.client, t.image, nil)
 	return err
 }

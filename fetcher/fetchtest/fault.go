@@ -158,6 +158,35 @@ func (h *Hold) Fault() Fault {
 	})
 }
 
+// Gate is a fault that holds requests until so many have come.
+type Gate struct {
+	left atomic.Int64
+	open chan struct{}
+}
+
+// NewGate makes a Gate.
+func NewGate(n int64) *Gate {
+	g := &Gate{open: make(chan struct{})}
+	g.left.Store(n)
+	return g
+}
+
+// Fault is what to Use.
+func (g *Gate) Fault() Fault {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if g.left.Add(-1) == 0 {
+				close(g.open)
+			}
+			select {
+			case <-g.open:
+			case <-req.Context().Done():
+			}
+			next.ServeHTTP(w, req)
+		})
+	}
+}
+
 // Trickle sends bodies in pieces of n bytes, each flushed.
 func Trickle(n int) Fault {
 	return func(next http.Handler) http.Handler {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -31,6 +32,27 @@ type Registry struct {
 	requests []*Request               // guarded by mu
 	faults   []*Fault                 // guarded by mu; the last one is asked first
 	auth     *auth                    // guarded by mu
+
+	connections, most int // guarded by mu; open now, and at most so far
+}
+
+func (r *Registry) countConnections(_ net.Conn, state http.ConnState) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		r.connections++
+		r.most = max(r.most, r.connections)
+	case http.StateClosed, http.StateHijacked:
+		r.connections--
+	}
+}
+
+// MostConnections returns how many connections there were at a time, at most.
+func (r *Registry) MostConnections() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.most
 }
 
 // Request is one request as the registry saw it.
@@ -58,7 +80,9 @@ func (r Request) Digest() digest.Digest {
 // NewRegistry starts a registry that speaks plain HTTP. It ends with the test.
 func NewRegistry(t testing.TB) *Registry {
 	r := newRegistry()
-	r.Server = httptest.NewServer(r)
+	r.Server = httptest.NewUnstartedServer(r)
+	r.Server.Config.ConnState = r.countConnections
+	r.Server.Start()
 	t.Cleanup(r.close)
 	return r
 }
@@ -68,6 +92,7 @@ func NewTLSRegistry(t testing.TB) *Registry {
 	r := newRegistry()
 	r.Server = httptest.NewUnstartedServer(r)
 	r.Server.EnableHTTP2 = true
+	r.Server.Config.ConnState = r.countConnections
 	r.Server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that clients break off
 	r.Server.StartTLS()
 	t.Cleanup(r.close)

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/veneerfs/veneer/fetcher"
+)
+
+// remote is how registries are reached, and what reads do while they are not.
+type remote struct {
+	PlainHTTP   bool          `json:"plainHTTP,omitempty"`
+	Connections int           `json:"connections,omitempty"` // to one host; 0 is the fetcher's default
+	FailAfter   time.Duration `json:"failAfter,omitempty"`   // 0: reads wait
+}
+
+// add adds the flags of every command that may ask a registry.
+func (r *remote) add(fl *pflag.FlagSet) {
+	fl.BoolVar(&r.PlainHTTP, "plain-http", false, "speak plain HTTP to the registry")
+	fl.Var((*connections)(&r.Connections), "connections", "how many connections to one host all of veneer may have at a time (16)")
+}
+
+// addPolicy adds the flag of commands whose reads go on later.
+func (r *remote) addPolicy(fl *pflag.FlagSet) {
+	fl.Var((*failAfter)(&r.FailAfter), "remote", "what a read does that its registry does not answer: wait, or fail[=`DURATION`]")
+}
+
+// client returns a client that shares its limits with all that use the store.
+func (r *remote) client(store *fetcher.Store, log *slog.Logger) *fetcher.Client {
+	return fetcher.NewClient(fetcher.ClientOptions{
+		PlainHTTP: r.PlainHTTP, Log: log, Connections: r.Connections, ConnectionDir: store.ConnectionDir(),
+	})
+}
+
+// contents returns how image content is read.
+func (r *remote) contents(log *slog.Logger) fetcher.ContentsOptions {
+	return fetcher.ContentsOptions{Log: log, FailAfter: r.FailAfter}
+}
+
+// defaultFailAfter is what fail means without a duration.
+const defaultFailAfter = 30 * time.Second
+
+// failAfter is the value of --remote.
+type failAfter time.Duration
+
+func (f *failAfter) String() string {
+	if *f == 0 {
+		return "wait"
+	}
+	return "fail=" + time.Duration(*f).String()
+}
+
+func (f *failAfter) Type() string { return "policy" }
+
+func (f *failAfter) Set(s string) error {
+	policy, after, isSet := strings.Cut(s, "=")
+	switch {
+	case s == "wait":
+		*f = 0
+		return nil
+	case s == "fail":
+		*f = failAfter(defaultFailAfter)
+		return nil
+	case policy != "fail" || !isSet:
+		return errors.New("want wait, fail or fail=DURATION")
+	}
+	d, err := time.ParseDuration(after)
+	if err != nil || d <= 0 {
+		return fmt.Errorf("%q is no duration above zero, as 30s or 1m30s are", after)
+	}
+	*f = failAfter(d)
+	return nil
+}
+
+// connections is the value of --connections.
+type connections int
+
+func (c *connections) String() string {
+	if *c == 0 {
+		return ""
+	}
+	return fmt.Sprint(int(*c))
+}
+
+func (c *connections) Type() string { return "N" }
+
+func (c *connections) Set(s string) error {
+	var n int
+	if _, err := fmt.Sscanf(s, "%d", &n); err != nil || n < 1 || n > 1000 {
+		return errors.New("want a number from 1 to 1000")
+	}
+	*c = connections(n)
+	return nil
+}

@@ -23,7 +23,10 @@ type ContentsOptions struct {
 	FailAfter time.Duration
 	Backoff   time.Duration // before the source is asked again, then doubled, with jitter; 0 is 500 ms
 
-	Requests  int // at the same time; 0 is 12, of which one layer has two thirds at most
+	Requests int // at the same time; 0 is 12, of which one layer has two thirds at most
+	// Dirs are the directories of the tree's FormatDir layers, by the places of the layers: Close closes them. Where there is none, the
+	// layer's path is opened.
+	Dirs      []*os.File
 	OpenFiles int // descriptors kept for content that was read; 0 is 512, or less where RLIMIT_NOFILE is low
 	// Readahead is up to how many compressed bytes of the file being read one after the other a request brings ahead; 0 is 4 MiB, negative none.
 	Readahead int64
@@ -112,6 +115,11 @@ func (s *Store) Contents(c *Client, img *Image, t *unionfs.Tree, o ContentsOptio
 	return s.newContents(sources, t, o)
 }
 
+// DirContents returns the reader of the files of t, all of whose layers are host directories. It needs no store.
+func DirContents(t *unionfs.Tree, o ContentsOptions) (*Contents, error) {
+	return (&Store{log: slog.Default()}).newContents(nil, t, o)
+}
+
 func (s *Store) newContents(sources []layerSource, t *unionfs.Tree, o ContentsOptions) (*Contents, error) {
 	o = o.withDefaults(s)
 	x := &Contents{
@@ -140,6 +148,10 @@ func (x *Contents) openLayers(sources []layerSource) error {
 		l.lock.path = x.store.layerLockPath(l.Digest)
 		switch {
 		case l.Format == unionfs.FormatDir:
+			if i < len(x.opts.Dirs) {
+				l.dir = x.opts.Dirs[i]
+				continue
+			}
 			dir, err := os.Open(l.Path)
 			if err != nil {
 				return fmt.Errorf("open layer %d: %w", i, err)

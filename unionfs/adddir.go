@@ -3,6 +3,7 @@ package unionfs
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -19,6 +20,18 @@ import (
 // other file systems that are mounted below path. What can't be read is an *EntryError; nothing is left out.
 // The directory must not change any more.
 func (b *Builder) AddDir(path string) error {
+	// The layer itself may be given as a symlink; below it none is followed.
+	root, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil && b.err == nil {
+		return b.entryError(".", fmt.Errorf("open directory: %w", err))
+	}
+	defer root.Close()
+	return b.AddDirAt(root, path, nil)
+}
+
+// AddDirAt is AddDir of a directory that is open: path is only its name. What skip wants left out of the directory itself, not of
+// those below it, is left out; skip may be nil.
+func (b *Builder) AddDirAt(root *os.File, path string, skip func(name string) bool) error {
 	if b.err != nil {
 		return b.err
 	}
@@ -31,9 +44,9 @@ func (b *Builder) AddDir(path string) error {
 	} else if err := b.AddLayer(Layer{Format: FormatDir, Path: abs}); err != nil {
 		return err
 	}
-	w := dirWalk{b: b, seen: make(map[fileID]*inode), buf: make([]byte, 1<<16)}
+	w := dirWalk{b: b, skip: skip, seen: make(map[fileID]*inode), buf: make([]byte, 1<<16)}
 	defer w.close()
-	if err := w.walk(abs); err != nil {
+	if err := w.walk(root); err != nil {
 		return b.entryError(w.entry(), err)
 	}
 	return nil
@@ -42,6 +55,7 @@ func (b *Builder) AddDir(path string) error {
 // dirWalk reads a host directory into the current layer.
 type dirWalk struct {
 	b     *Builder
+	skip  func(name string) bool // nil but for the top directory
 	stack []openDir
 	name  string            // of the entry at hand, in the top of the stack
 	seen  map[fileID]*inode // files with more than one link
@@ -87,15 +101,15 @@ func (w *dirWalk) close() {
 	}
 }
 
-func (w *dirWalk) walk(root string) error {
-	// The layer itself may be given as a symlink; below it none is followed.
-	fd, err := unix.Open(root, openDirFlags&^unix.O_NOFOLLOW, 0)
+func (w *dirWalk) walk(root *os.File) error {
+	fd, err := unix.Openat(int(root.Fd()), ".", openDirFlags, 0)
 	if err != nil {
-		return fmt.Errorf("open directory %s: %w", root, err)
+		return fmt.Errorf("open directory: %w", err)
 	}
 	if err := w.enter(fd); err != nil {
 		return err
 	}
+	w.skip = nil
 	for len(w.stack) > 0 {
 		d := w.top()
 		if len(d.subdirs) == 0 {
@@ -196,6 +210,9 @@ func (w *dirWalk) read() error {
 	}
 	slices.Sort(names)
 	for _, name := range names {
+		if w.skip != nil && w.skip(name) {
+			continue
+		}
 		w.name = name
 		var st unix.Stat_t
 		if err := unix.Fstatat(w.top().fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {

@@ -22,14 +22,14 @@ const (
 	stateUnknown = 10 * time.Second
 )
 
-// openState opens the writable layer as cow.Open does, and waits while its last server comes to its end.
-func openState(p places, dir string, open func() (*cow.FS, error)) (*cow.FS, error) {
+// openState opens what stands on a state directory, and waits while its last server comes to its end.
+func openState(p places, dir string, open func() (*servedTree, error)) (*servedTree, error) {
 	begun := time.Now()
 	for {
-		f, err := open()
+		t, err := open()
 		var locked *cow.LockedError
 		if !errors.As(err, &locked) {
-			return f, err
+			return t, err
 		}
 		if err := awaitState(p, dir, begun); err != nil {
 			return nil, err

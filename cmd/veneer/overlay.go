@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -118,20 +119,24 @@ func (a *app) remount(o *overlayOptions, dir string, fake bool) error {
 		return fmt.Errorf("remount %s: %w", dir, err)
 	}
 	if r != nil && r.State != "" && readOnly {
-		return syncState(r.State)
+		return syncState(r.State, m.dir)
 	}
 	return nil
 }
 
 // syncState puts what was written on the disk: whoever remounts read-only may be about to pull the plug.
-func syncState(dir string) error {
-	f, err := os.Open(dir)
+func syncState(state, mounted string) error {
+	if strings.HasPrefix(state+"/", mounted+"/") {
+		unix.Sync() // the mount covers it
+		return nil
+	}
+	f, err := os.Open(state)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
+		return fmt.Errorf("sync %s: %w", state, err)
 	}
 	return nil
 }
@@ -142,6 +147,9 @@ func overlayDirs(o *overlayOptions) (layers []string, state string, err error) {
 	for _, l := range slices.Backward(o.lowers) {
 		if l, err = realDir(l); err != nil {
 			return nil, "", fmt.Errorf("lowerdir: %w", err)
+		}
+		if isState(l) {
+			return nil, "", fmt.Errorf("lowerdir %s is a state directory of veneer, which only upperdir= can show", l)
 		}
 		layers = append(layers, l)
 	}
@@ -155,6 +163,16 @@ func overlayDirs(o *overlayOptions) (layers []string, state string, err error) {
 		return nil, "", fmt.Errorf("upperdir: %w", err)
 	}
 	return layers, state, checkApart(layers, state)
+}
+
+// isState says whether dir has the files of package cow and our tree in it.
+func isState(dir string) bool {
+	for _, name := range []string{"lock", "data", treeName} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 func realDir(path string) (string, error) {
@@ -176,7 +194,7 @@ func realDir(path string) (string, error) {
 
 // checkApart goes up from each directory to the root, by the identity of the directories: bind mounts give one several paths.
 func checkApart(layers []string, state string) error {
-	isState, err := sameDir(state)
+	isUpper, err := sameDir(state)
 	if err != nil {
 		return err
 	}
@@ -188,7 +206,7 @@ func checkApart(layers []string, state string) error {
 		if l == state {
 			return fmt.Errorf("lowerdir and upperdir are the same directory, %s: they must be apart", l)
 		}
-		if upward(l, isState) {
+		if upward(l, isUpper) {
 			return fmt.Errorf("lowerdir %s is in upperdir %s: they must be apart", l, state)
 		}
 		if upward(state, isLayer) {

@@ -220,3 +220,206 @@ status 32
 `, `unknown mount option "foo"`)
 	l.checkNoLeaks()
 }
+
+// inode returns the number of a file.
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
+}
+
+// Without changes the layers are merged anew. With changes the tree stays as it was: its numbers are what the changes are about.
+func TestOverlayKeepsItsTree(t *testing.T) {
+	l, dir := overlayLab(t)
+	options := "lowerdir=high:low,upperdir=state"
+	l.want("overlay", "s", dir, "-o", options)
+	l.want("umount", dir)
+	l.writeFile("low/0", "new in the layer\n") // sorts first: it takes the numbers of others
+	l.want("overlay", "s", dir, "-o", options)
+	checkFile(t, filepath.Join(dir, "0"), "new in the layer\n")
+	if err := os.Chmod(filepath.Join(dir, "a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := inode(t, filepath.Join(dir, "d/two"))
+	l.want("umount", dir)
+
+	l.writeFile("low/00", "")
+	l.want("overlay", "s", dir, "-o", options)
+	if got := inode(t, filepath.Join(dir, "d/two")); got != before {
+		t.Errorf("d/two had number %d, and has %d", before, got)
+	}
+	checkFile(t, filepath.Join(dir, "0"), "new in the layer\n")
+	l.want("umount", dir)
+
+	l.writeFile("other/a", "")
+	for _, lowers := range []string{"low:high", "low", "other:high:low", "high:other"} {
+		l.veneer("overlay", "s", dir, "-o", "lowerdir="+lowers+",upperdir=state").check(t, 1, "",
+			"has changes that were made over lowerdir="+filepath.Join(l.dir, "high")+":"+filepath.Join(l.dir, "low")+": mount it over the same")
+	}
+	l.checkNoLeaks()
+}
+
+// A mount that was killed while it made the tree is made up for by the next.
+func TestOverlayTreeThatWasNotFinished(t *testing.T) {
+	l, dir := overlayLab(t)
+	l.writeFile("state/lock", "")
+	l.writeFile("state/.tree.123", "half of a tre")
+	l.want("overlay", "s", dir, "-o", "lowerdir=high:low,upperdir=state")
+	checkFile(t, filepath.Join(dir, "a"), "high\n")
+	l.want("umount", dir)
+	if left, _ := filepath.Glob(filepath.Join(l.dir, "state/.tree*")); len(left) != 0 {
+		t.Errorf("left %q", left)
+	}
+	// Killed between the tree and the first journal, or between the reset of the journals and the tree.
+	for _, name := range []string{"state/journal.1", "state/tree"} {
+		if err := os.Rename(filepath.Join(l.dir, name), filepath.Join(l.dir, "away")); err != nil {
+			t.Fatal(err)
+		}
+		if name == "state/tree" { // which is what comes after journals without a tree: never
+			l.veneer("overlay", "s", dir, "-o", "lowerdir=low,upperdir=state").check(t, 1, "", `is not one of merged directories, but "`)
+			break
+		}
+		l.want("overlay", "s", dir, "-o", "lowerdir=low,upperdir=state")
+		checkFile(t, filepath.Join(dir, "a"), "low\n")
+		l.want("umount", dir)
+	}
+	l.checkNoLeaks()
+}
+
+// What overlayfs has put into an upper directory is the topmost layer, and stays as it is.
+func TestOverlayOnAnUpperOfOverlayfs(t *testing.T) {
+	l, dir := overlayLab(t)
+	l.writeFile("state/a", "upper\n")
+	l.writeFile("state/pure", "")
+	if err := unix.Mknod(filepath.Join(l.dir, "state/d"), unix.S_IFCHR, 0); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		l.want("overlay", "s", dir, "-o", "lowerdir=high:low,upperdir=state")
+		checkFile(t, filepath.Join(dir, "a"), []string{"upper\n", "changed\n"}[i])
+		names, err := os.ReadDir(dir)
+		if err != nil || fmt.Sprint(names) != "[- a - pure]" {
+			t.Errorf("in it: %v, %v", names, err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "a"), []byte("changed\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		l.want("umount", dir)
+		checkFile(t, filepath.Join(l.dir, "state/a"), "upper\n")
+	}
+	l.writeFile("taken/data", "somebody's file")
+	l.veneer("overlay", "s", dir, "-o", "lowerdir=low,upperdir=taken").check(t, 1, "", `"data" is in it`)
+	l.veneer("overlay", "s", dir, "-o", "lowerdir=state:low,upperdir=new").check(t, 1, "", "is a state directory of veneer")
+	l.checkNoLeaks()
+}
+
+// Layers and state may lie below the mount point: the server must not walk into its own mount.
+func TestOverlayOverItsOwnParts(t *testing.T) {
+	l, _ := overlayLab(t)
+	dir := l.dir + "/low"
+	l.writeFile("low/sub/mnt/hidden", "below\n")
+	l.writeFile("low/state/x", "")
+	if err := os.RemoveAll(filepath.Join(dir, "state/x")); err != nil {
+		t.Fatal(err)
+	}
+	// DIR is below the layer.
+	mnt := filepath.Join(dir, "sub/mnt")
+	l.want("overlay", "s", mnt, "-o", "lowerdir=low,upperdir=state")
+	checkFile(t, filepath.Join(mnt, "a"), "low\n")
+	checkFile(t, filepath.Join(mnt, "sub/mnt/hidden"), "below\n")
+	l.want("umount", mnt)
+	// The layer and the state are below DIR.
+	l.want("overlay", "s", dir, "-o", "lowerdir=low/d,upperdir=low/state")
+	checkFile(t, filepath.Join(dir, "one"), "1\n")
+	if err := os.WriteFile(filepath.Join(dir, "new"), []byte("new\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l.want("overlay", "s", dir, "-o", "remount,ro")
+	l.want("umount", dir)
+	l.want("overlay", "s", dir, "-o", "lowerdir=low/d,upperdir=low/state")
+	checkFile(t, filepath.Join(dir, "new"), "new\n")
+	l.want("umount", dir)
+	l.checkNoLeaks()
+}
+
+// overlayfs does not show what is mounted below a layer, and lets the layer's own file system be unmounted.
+func TestOverlayOverOtherMounts(t *testing.T) {
+	l, dir := overlayLab(t)
+	for _, name := range []string{"low/d", "low"} {
+		path := filepath.Join(l.dir, name)
+		if err := unix.Mount("tmpfs", path, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Unmount(path, unix.MNT_DETACH)
+		if name == "low" {
+			l.writeFile("low/d/one", "tmpfs\n")
+			if err := unix.Mount("tmpfs", path+"/d", "tmpfs", 0, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	l.want("overlay", "s", dir, "-o", "lowerdir=low")
+	for _, name := range []string{"low/d", "low"} {
+		if err := unix.Unmount(filepath.Join(l.dir, name), 0); err != nil {
+			t.Errorf("unmount %s: %v", name, err)
+		}
+	}
+	checkFile(t, filepath.Join(dir, "d/one"), "tmpfs\n")
+	l.want("umount", dir)
+	if err := unix.Unmount(filepath.Join(l.dir, "low/d"), 0); err != nil {
+		t.Error(err)
+	}
+	l.checkNoLeaks()
+}
+
+// What somebody does to a layer under the mount is an error for the reader or the file's new content, never the server's end.
+func TestOverlayWhoseLayerChanges(t *testing.T) {
+	for _, io := range []string{"cached", "passthrough"} {
+		t.Run(io, func(t *testing.T) {
+			l, dir := overlayLab(t)
+			for _, name := range []string{"cut", "gone", "link", "dir", "fifo", "open"} {
+				l.writeFile("low/"+name, strings.Repeat(name, 1<<14))
+			}
+			l.want("overlay", "s", dir, "-o", "lowerdir=low,io="+io)
+			open, err := os.Open(filepath.Join(dir, "open"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer open.Close()
+			if _, err := open.Read(make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			low := func(name string) string { return filepath.Join(l.dir, "low", name) }
+			for _, name := range []string{"gone", "link", "dir", "fifo"} {
+				if err := os.Remove(low(name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			must := func(err error) {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			must(os.Truncate(low("cut"), 10))
+			must(os.Symlink(low("open"), low("link")))
+			must(os.Mkdir(low("dir"), 0o755))
+			must(unix.Mkfifo(low("fifo"), 0o644))
+			must(os.Truncate(low("open"), 20))
+			for _, name := range []string{"cut", "gone", "link", "dir", "fifo"} {
+				if b, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
+					t.Errorf("%s: read %d bytes", name, len(b))
+				}
+			}
+			if b, err := os.ReadFile(filepath.Join(dir, "open")); err == nil && len(b) != 1<<16 && len(b) != 20 {
+				t.Errorf("open: %d bytes", len(b))
+			}
+			checkFile(t, filepath.Join(dir, "a"), "low\n")
+			open.Close()
+			l.want("umount", dir)
+			l.checkNoLeaks()
+		})
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 
 	"github.com/veneerfs/veneer/cow"
 	"github.com/veneerfs/veneer/fetcher"
@@ -20,81 +19,66 @@ type servedTree struct {
 	image    *fetcher.Image  // nil for directories
 	client   *fetcher.Client // nil for directories
 	contents *fetcher.Contents
+	dirs     []*os.File     // open layers; nil once contents has them
 	closers  []func() error // last opened, last in the list
 }
 
 // openServed opens what a job says. Nothing is fetched for it.
-func openServed(job serverJob, log *slog.Logger) (t *servedTree, err error) {
-	t = new(servedTree)
-	defer func() {
-		if err != nil {
-			t.close(true)
-		}
-	}()
-	contents, err := t.openLower(job, log)
-	if err != nil {
-		return nil, err
-	}
+func openServed(job serverJob, log *slog.Logger) (*servedTree, error) {
 	if job.State == "" {
-		t.FS = cow.ReadOnly(t.tree, contents)
-		return t, nil
+		return tryOpen(job, log)
 	}
-	t.FS, err = openState(job.Places, job.State, func() (*cow.FS, error) {
-		return cow.Open(job.State, t.tree, contents, cow.Options{Log: log})
-	})
-	return t, err
+	return openState(job.Places, job.State, func() (*servedTree, error) { return tryOpen(job, log) })
 }
 
-func (t *servedTree) openLower(job serverJob, log *slog.Logger) (cow.Contents, error) {
+func tryOpen(job serverJob, log *slog.Logger) (*servedTree, error) {
+	t := new(servedTree)
+	open := t.openImage
+	if len(job.Dirs) > 0 {
+		open = t.openDirs
+	}
+	if err := open(job, log); err != nil {
+		t.close(true)
+		return nil, err
+	}
+	return t, nil
+}
+
+// openImage opens an image, with what was changed over it.
+func (t *servedTree) openImage(job serverJob, log *slog.Logger) error {
+	if err := t.openLower(job, log); err != nil {
+		return err
+	}
+	if job.State == "" {
+		t.FS = cow.ReadOnly(t.tree, t.contents)
+		return nil
+	}
+	var err error
+	t.FS, err = cow.Open(job.State, t.tree, t.contents, cow.Options{Log: log})
+	return err
+}
+
+// openLower opens the image's tree and its contents.
+func (t *servedTree) openLower(job serverJob, log *slog.Logger) error {
 	store, err := fetcher.OpenStore(job.Places.Root)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	t.closers = append(t.closers, store.Close)
 	store.SetLog(log)
-	if len(job.Dirs) > 0 {
-		t.tree, err = mergeDirs(job.Dirs)
-	} else {
-		err = t.openImage(store, job, log)
-	}
-	if err != nil {
-		return nil, err
-	}
-	t.closers = append(t.closers, t.tree.Close)
-	if t.contents, err = store.Contents(t.client, t.image, t.tree, job.contents(log)); err != nil {
-		return nil, err
-	}
-	t.closers = append(t.closers, t.contents.Close)
-	return t.contents, nil
-}
-
-func (t *servedTree) openImage(store *fetcher.Store, job serverJob, log *slog.Logger) (err error) {
 	if t.image, err = storedImage(store, job.Image, job.Manifest); err != nil {
 		return err
 	}
 	t.client = job.client(store, log)
-	t.tree, err = store.Tree(context.Background(), t.client, t.image, nil)
-	return err
-}
-
-// mergeDirs makes a tree of host directories. Nobody needs its file once it is open.
-func mergeDirs(dirs []string) (*unionfs.Tree, error) {
-	tmp, err := os.MkdirTemp("", "veneer-tree-")
-	if err != nil {
-		return nil, err
+	if t.tree, err = store.Tree(context.Background(), t.client, t.image, nil); err != nil {
+		return err
 	}
-	defer os.RemoveAll(tmp)
-	b := unionfs.NewBuilder()
-	for _, dir := range dirs {
-		if err := b.AddDir(dir); err != nil {
-			return nil, fmt.Errorf("layer %s: %w", dir, err)
-		}
+	t.closers = append(t.closers, t.tree.Close)
+	if t.contents, err = store.Contents(t.client, t.image, t.tree, job.contents(log)); err != nil {
+		return err
 	}
-	path := filepath.Join(tmp, "tree")
-	if err := b.WriteFile(path); err != nil {
-		return nil, err
-	}
-	return unionfs.Open(path)
+	t.closers = append(t.closers, t.contents.Close)
+	return nil
 }
 
 // close writes what has to be kept, unless drop says that nothing has.
@@ -104,6 +88,9 @@ func (t *servedTree) close(drop bool) error {
 		if err := t.FS.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("close the writable layer: %w", err))
 		}
+	}
+	for _, dir := range t.dirs {
+		dir.Close()
 	}
 	for i := len(t.closers) - 1; i >= 0; i-- {
 		errs = append(errs, t.closers[i]())

@@ -78,21 +78,29 @@ func TestAttributesFollowEveryOperation(t *testing.T) {
 	}
 }
 
-func TestWriteWithoutPrivilegeClearsSetID(t *testing.T) {
-	onBothRungs(t, func(t *testing.T, m *testMount, f *fakeFS) {
-		makeTree(t, m.dir)
-		path := m.dir + "/suid"
-		if err := unprivileged(func() error { return withFile(path, unix.O_WRONLY, write("x")) }); err != nil {
-			t.Fatal(err)
-		}
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
-			t.Fatal(err)
-		}
-		if st.Mode&0o7777 != 0o777 {
-			t.Errorf("mode after the write is %o", st.Mode)
-		}
-	})
+func TestChangeWithoutPrivilegeClearsSetID(t *testing.T) {
+	for name, change := range map[string]func(fd int) error{
+		"write":     write("x"),
+		"ftruncate": func(fd int) error { return unix.Ftruncate(fd, 1) },
+		"fallocate": func(fd int) error { return unix.Fallocate(fd, 0, 0, 100) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBothRungs(t, func(t *testing.T, m *testMount, f *fakeFS) {
+				makeTree(t, m.dir)
+				path := m.dir + "/suid"
+				if err := unprivileged(func() error { return withFile(path, unix.O_WRONLY, change) }); err != nil {
+					t.Fatal(err)
+				}
+				var st unix.Stat_t
+				if err := unix.Stat(path, &st); err != nil {
+					t.Fatal(err)
+				}
+				if st.Mode&0o7777 != 0o777 {
+					t.Errorf("mode after it is %o", st.Mode)
+				}
+			})
+		})
+	}
 }
 
 func TestBirthTimeIsShown(t *testing.T) {

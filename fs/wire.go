@@ -186,6 +186,10 @@ func decodeSetAttr(in *fuse.SetAttrInCommon, now time.Time) unionfs.SetAttr {
 			set.Valid |= b.ours
 		}
 	}
+	if set.Valid == 0 {
+		// What is left of a change that is only to clear set-id bits, as before FALLOCATE (fs/fuse/dir.c fuse_setattr).
+		set.Valid = unionfs.SetKillPriv
+	}
 	ours := unionfs.Time{Sec: now.Unix(), Nsec: uint32(now.Nanosecond())}
 	if in.Valid&fuse.FATTR_ATIME_NOW != 0 {
 		set.Atime = ours

@@ -193,7 +193,7 @@ func (f *FS) CloseBacking(ino Ino, write bool) {
 
 // closeBacking writes what a backing left.
 func (t *tx) closeBacking(ino Ino, b *backing) error {
-	if err := t.noBacking(ino, b); err != nil {
+	if _, err := t.noBacking(ino, b); err != nil {
 		return err
 	}
 	if err := t.commit(); err != nil {
@@ -205,15 +205,15 @@ func (t *tx) closeBacking(ino Ino, b *backing) error {
 	return nil
 }
 
-// noBacking adds the change that takes size and mtime from the object.
-func (t *tx) noBacking(ino Ino, b *backing) error {
+// noBacking adds the change that takes size and mtime from the object, whose mtime it returns.
+func (t *tx) noBacking(ino Ino, b *backing) (seen unionfs.Time, err error) {
 	size, seen, err := b.stat()
 	if err != nil {
-		return err
+		return seen, err
 	}
 	m, err := t.f.peek(ino)
 	if err != nil {
-		return err
+		return seen, err
 	}
 	if seen != b.mtime {
 		m.touch(seen)
@@ -223,6 +223,22 @@ func (t *tx) noBacking(ino Ino, b *backing) error {
 	t.u(uint64(size))
 	t.time(m.time(mtime))
 	t.time(m.time(ctime))
+	return seen, nil
+}
+
+// fold adds the change that takes size and mtime from the object while it stays open, if the kernel has written since:
+// what the operation does itself comes after that.
+func (t *tx) fold(ino Ino, b *backing) error {
+	size, seen, err := b.stat()
+	if err != nil || seen == b.mtime && size == t.f.nodes[ino].size() {
+		return err
+	}
+	seen, err = t.noBacking(ino, b)
+	if err != nil {
+		return err
+	}
+	t.tag(tagBacking, ino)
+	t.time(seen)
 	return nil
 }
 
@@ -246,15 +262,9 @@ func (f *FS) fold(ino Ino) error {
 	if b.writers == 0 {
 		return t.closeBacking(ino, b)
 	}
-	if err := t.noBacking(ino, b); err != nil {
+	if err := t.fold(ino, b); err != nil {
 		return err
 	}
-	_, seen, err := b.stat()
-	if err != nil {
-		return err
-	}
-	t.tag(tagBacking, ino)
-	t.time(seen)
 	return t.commit()
 }
 

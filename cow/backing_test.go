@@ -159,6 +159,26 @@ func TestTimesThatAreSetWhileABackingIsOpenHold(t *testing.T) {
 	}
 }
 
+func TestChangeOfAWrittenFileSetsItsCtime(t *testing.T) {
+	x := newFixture(t, smallImage())
+	ino := x.create(unionfs.Root, "f", "hello")
+	file := x.backing(ino, true)
+	_, err := file.WriteString("written")
+	must(t, err)
+	written, err := x.GetAttr(ino)
+	must(t, err)
+	must(t, x.SetXattr(ino, "user.a", []byte("a"), 0))
+	changed, err := x.GetAttr(ino)
+	must(t, err)
+	if changed.Ctime == written.Ctime || changed.Mtime != written.Mtime {
+		t.Errorf("ctime %v, mtime %v; before the change %v, %v", changed.Ctime, changed.Mtime, written.Ctime, written.Mtime)
+	}
+	x.CloseBacking(ino, true)
+	if closed, err := x.GetAttr(ino); err != nil || closed.Ctime != changed.Ctime || closed.Mtime != changed.Mtime {
+		t.Errorf("after the close: ctime %v, mtime %v, %v; want %v, %v", closed.Ctime, closed.Mtime, err, changed.Ctime, changed.Mtime)
+	}
+}
+
 func TestTruncateWhileABackingIsOpen(t *testing.T) {
 	x := newFixture(t, smallImage())
 	ino := x.create(unionfs.Root, "f", "hello")

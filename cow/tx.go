@@ -69,6 +69,11 @@ func (t *tx) edit(ino Ino) (*meta, error) {
 	if ino == t.touched {
 		m.touch(t.now)
 	}
+	if b := t.f.backings[ino]; b != nil {
+		if err := t.fold(ino, b); err != nil {
+			return nil, err
+		}
+	}
 	t.staged[t.n] = staged{ino, m}
 	t.n++
 	return &t.staged[t.n-1].meta, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -101,6 +102,26 @@ func TestChangeWithoutPrivilegeClearsSetID(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestWriteOfRootLeavesSetIDWhereItTakesCapabilities(t *testing.T) {
+	onBothRungs(t, func(t *testing.T, m *testMount, f *fakeFS) {
+		makeTree(t, m.dir)
+		path := m.dir + "/suid"
+		if err := unix.Setxattr(path, "security.capability", []byte("\x01\x00\x00\x02"+strings.Repeat("\x00", 16)), 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := withFile(path, unix.O_WRONLY, write("x")); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || st.Mode&0o7777 != 0o6777 {
+			t.Errorf("mode after it is %o, %v", st.Mode, err)
+		}
+		if _, err := unix.Getxattr(path, "security.capability", nil); err != unix.ENODATA {
+			t.Errorf("the capabilities: %v", err)
+		}
+	})
 }
 
 func TestBirthTimeIsShown(t *testing.T) {

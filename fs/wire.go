@@ -186,8 +186,9 @@ func decodeSetAttr(in *fuse.SetAttrInCommon, now time.Time) unionfs.SetAttr {
 			set.Valid |= b.ours
 		}
 	}
-	if set.Valid == 0 {
-		// What is left of a change that is only to clear set-id bits, as before FALLOCATE (fs/fuse/dir.c fuse_setattr).
+	if set.Valid == 0 && in.InHeader.Uid != 0 {
+		// What is left of a change that is only to clear set-id bits, as before FALLOCATE, or only capabilities, which the kernel has
+		// removed by itself (fs/fuse/dir.c fuse_setattr). We know who keeps his set-id bits by the user only.
 		set.Valid = unionfs.SetKillPriv
 	}
 	ours := unionfs.Time{Sec: now.Unix(), Nsec: uint32(now.Nanosecond())}

@@ -52,7 +52,12 @@ bench: build ## the comparisons of bench/; writes bench/report.md
 bench-fs: build ## file operations beside overlayfs, fuse-overlayfs and the host; writes bench/fs.md
 	$(SUDO) $(GO) run ./bench -o bench/fs.md fs
 
+# TORTURE  flags and workloads: `make torture TORTURE='-time 10m -io cached killed'`; go run ./bench/torture -h lists them
+torture: build ## system calls, databases and stressors on mounts whose servers are killed, a minute each
+	$(SUDO) .ci/deps
+	$(SUDO) $(GO) run ./bench/torture $(TORTURE)
+
 clean: ## remove bin/
 	rm -rf bin
 
-.PHONY: help build install demo lint test bench bench-fs clean
+.PHONY: help build install demo lint test bench bench-fs torture clean

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -25,8 +24,8 @@ type Snapshot struct {
 const snapshotTries = 8
 
 // OpenSnapshot reads the state in dir, which belongs to tree. It takes no lock, costs what the container has changed,
-// and ignores what has no name. The caller closes it before c and tree.
-// *DamageError, *VersionError, *TreeError: what is in dir cannot be used. fs.ErrNotExist: there is no state.
+// and ignores what has no name. Where there is no state yet nothing has changed. The caller closes it before c and tree.
+// *DamageError, *VersionError, *TreeError: what is in dir cannot be used.
 func OpenSnapshot(dir string, tree *unionfs.Tree, c Contents, o Options) (*Snapshot, error) {
 	for try := 1; ; try++ {
 		before, err := stampOf(dir)
@@ -50,9 +49,6 @@ func stampOf(dir string) (stamp string, err error) {
 	d := &disk{dir: dir}
 	gens, err := journals(d)
 	if err != nil {
-		return "", err
-	}
-	if _, err := os.Stat(d.path("data")); err != nil {
 		return "", err
 	}
 	names := []string{checkpointName}

@@ -106,7 +106,8 @@ func (r *root) walk(names []string, create bool) (int, error) {
 		const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 		next, err := unix.Openat(dir, name, flags, 0)
 		if err == unix.ENOENT && create {
-			if err = unix.Mkdirat(dir, name, 0o755); err == nil || err == unix.EEXIST {
+			err = keepTimes(dir, func() error { return unix.Mkdirat(dir, name, 0o755) })
+			if err == nil || err == unix.EEXIST {
 				next, err = unix.Openat(dir, name, flags, 0)
 			}
 		}
@@ -143,16 +144,35 @@ func (r *root) openFile(p string) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(dir)
-	made, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	err = keepTimes(dir, func() error {
+		made, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+		if err == nil {
+			unix.Close(made)
+		}
+		return err
+	})
 	if err != nil {
 		return -1, &os.PathError{Op: "create", Path: p, Err: err}
 	}
-	unix.Close(made)
 	fd, err = unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &os.PathError{Op: "open", Path: p, Err: err}
 	}
 	return fd, nil
+}
+
+// keepTimes makes something in directory dir and gives dir its times back: a mount point is the runtime's doing, and not to be seen as
+// a change that the container made. Where times cannot be set (in a user namespace that does not map the owner), they move.
+func keepTimes(dir int, makeEntry func() error) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(dir, &st); err != nil {
+		return err
+	}
+	if err := makeEntry(); err != nil {
+		return err
+	}
+	_ = unix.UtimesNanoAt(unix.AT_FDCWD, procFD(dir), []unix.Timespec{st.Atim, st.Mtim}, 0)
+	return nil
 }
 
 // parent resolves p and opens the directory that holds its last component, making what is missing.

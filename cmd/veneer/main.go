@@ -37,6 +37,8 @@ var commands = []func(*app) *cobra.Command{
 	newUmountCmd,
 	newPsCmd,
 	newRmCmd,
+	newDiffCmd,
+	newExportCmd,
 	newPullCmd,
 	newImagesCmd,
 	newVersionCmd,

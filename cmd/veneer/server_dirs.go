@@ -30,7 +30,7 @@ const treeName = "tree"
 // ownName says whether name is of one of our files in a state directory.
 func ownName(name string) bool {
 	switch name {
-	case treeName, "lock", "checkpoint", "checkpoint.tmp", "data":
+	case treeName, lowerName, "lock", "checkpoint", "checkpoint.tmp", "data":
 		return true
 	}
 	return strings.HasPrefix(name, "journal.") || strings.HasPrefix(name, "."+treeName+".")

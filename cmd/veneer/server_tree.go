@@ -54,8 +54,13 @@ func (t *servedTree) openImage(job serverJob, log *slog.Logger) error {
 		return nil
 	}
 	var err error
-	t.FS, err = cow.Open(job.State, t.tree, t.contents, cow.Options{Log: log})
-	return err
+	if t.FS, err = cow.Open(job.State, t.tree, t.contents, cow.Options{Log: log}); err != nil {
+		return err
+	}
+	if err := job.noteLower(); err != nil { // a full disk must not keep anybody from removing files
+		log.Warn("diff, export and check will not find the image of the state directory", "err", err)
+	}
+	return nil
 }
 
 // openLower opens the image's tree and its contents.

@@ -6,8 +6,10 @@
 //
 // Layers, so that the loop that reads /dev/fuse can be replaced:
 //
-//	Server          the loop: go-fuse's, on an already mounted descriptor
-//	wire            fuse.RawFileSystem over Backend: one method per opcode, no state of the transport
+//	Server          puts the others together, on an already mounted descriptor
+//	loop            reads requests and writes replies: who reads, who waits, who is woken
+//	dispatcher      decodes a request where it lies, encodes the reply
+//	wire            one method per opcode over Backend, with go-fuse's structs; no state of the transport
 //	refs, openTable what has to be remembered between requests
 //
 // # Node IDs
@@ -33,4 +35,5 @@
 // process is dying (requestContext). A panic in a handler answers EIO and the server goes on.
 //
 // Lock order: none is held over a call to the Backend but openTable's per-node lock, which is taken before any lock of the Backend.
+// The loop's lock is innermost.
 package fs

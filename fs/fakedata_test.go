@@ -49,6 +49,8 @@ func (n *fakeInode) setObjectTime() {
 func (n *fakeInode) resize(size int64) {
 	n.shared = ""
 	switch {
+	case size < 0 || size > 1<<30:
+		panic("a fake file has no room for that")
 	case n.object != nil:
 		if err := n.object.Truncate(size); err != nil {
 			panic(err)

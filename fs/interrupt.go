@@ -21,9 +21,10 @@ import (
 // INTERRUPT comes once; a process that is killed later says nothing more, so in asked we look again and again. All of
 // it starts when somebody calls Done, which the read of a local file never does.
 type requestContext struct {
-	asked <-chan struct{} // go-fuse closes it on INTERRUPT and when the connection dies
-	pid   uint32          // the asking thread; 0 if it is in another PID namespace
-	dead  func() bool     // whether the connection is
+	asked <-chan struct{}       // closed on INTERRUPT and when the connection dies
+	pid   uint32                // the asking thread; 0 if it is in another PID namespace
+	dead  func() bool           // whether the connection is
+	waits func(<-chan struct{}) // called with asked before anybody waits
 
 	mu   sync.Mutex
 	done chan struct{} // closed when the request is not wanted any more; nil until somebody asks
@@ -41,10 +42,10 @@ var closedChannel = func() chan struct{} {
 }()
 
 func (w *wire) context(cancel <-chan struct{}, pid uint32) *requestContext {
-	return &requestContext{asked: cancel, pid: pid, dead: w.dead}
+	return &requestContext{asked: cancel, pid: pid, dead: w.dead, waits: w.waits}
 }
 
-// end must be called before the handler returns: go-fuse uses the channel again.
+// end must be called before the handler returns: the channel is used again.
 func (c *requestContext) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -63,6 +64,7 @@ func (c *requestContext) Done() <-chan struct{} {
 	case c.late:
 		return closedChannel
 	default:
+		c.waits(c.asked)
 		c.done, c.over = make(chan struct{}), make(chan struct{})
 		go c.watch(c.done, c.over)
 	}
@@ -125,20 +127,4 @@ func dying(pid uint32) bool {
 	}
 	pending, err := strconv.ParseUint(string(rest[:16]), 16, 64)
 	return err != nil || pending&(1<<(unix.SIGKILL-1)) != 0
-}
-
-// connectionDead reports whether the FUSE connection of f has been aborted or unmounted (fs/fuse/dev.c fuse_dev_poll),
-// or f closed.
-func connectionDead(f *os.File) bool {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return true
-	}
-	dead := false
-	err = conn.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd)}}
-		n, err := unix.Poll(p, 0)
-		dead = err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0
-	})
-	return dead || err != nil
 }

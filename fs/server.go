@@ -1,16 +1,15 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
-	"strings"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 )
 
 // The rungs of the I/O ladder.
@@ -30,12 +29,14 @@ type Options struct {
 	Log *slog.Logger // nothing is logged when nil
 	// Device is the mount's "MAJ:MIN" (MountDevice); if given, its read-ahead is raised.
 	Device string
+	// Latency says when idle CPUs are kept awake for us: LatencyAuto when empty.
+	Latency string
 }
 
 // A Server answers the requests of one mount.
 type Server struct {
-	fuse *os.File // asked whether the connection lives; go-fuse reads a copy of its own
-	loop *fuse.Server
+	conn *conn
+	loop *loop
 	wire *wire
 }
 
@@ -48,30 +49,30 @@ func NewServer(fuse *os.File, b Backend, o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{fuse: fuse}
-	s.wire = newWire(b, o.Log)
-	s.wire.dead = func() bool { return connectionDead(fuse) }
-	if err := s.start(o); err != nil {
+	s, err := newServer(fuse, b, o)
+	if err != nil {
 		fuse.Close()
-		return nil, err
+		return nil, fmt.Errorf("serve %s: %w", fuse.Name(), err)
 	}
 	return s, nil
 }
 
-func (s *Server) start(o Options) error {
-	switch o.IO {
-	case "", IOAuto, IOCached, IOPassthrough:
-	default:
-		return fmt.Errorf("choose I/O mode: %q is none of auto, passthrough, cached", o.IO)
+func newServer(fuse *os.File, b Backend, o Options) (*Server, error) {
+	if !slices.Contains([]string{"", IOAuto, IOCached, IOPassthrough}, o.IO) {
+		return nil, fmt.Errorf("I/O mode %q is none of auto, passthrough, cached", o.IO)
 	}
-	// go-fuse closes the number that it is given, so it gets one of its own.
-	fd, err := unix.FcntlInt(s.fuse.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("serve %s: %w", s.fuse.Name(), err)
+	if !slices.Contains([]string{"", LatencyAuto, LatencyOn, LatencyOff}, o.Latency) {
+		return nil, fmt.Errorf("latency %q is none of auto, on, off", o.Latency)
 	}
-	if s.loop, err = fuse.NewServer(s.wire, fmt.Sprintf("/dev/fd/%d", fd), mountOptions(o)); err != nil {
-		return fmt.Errorf("serve %s: %w", s.fuse.Name(), err)
+	s := &Server{wire: newWire(b, o.Log)}
+	var err error
+	if s.conn, err = newConn(fuse, s.wire, mountOptions(o)); err != nil {
+		return nil, err
 	}
+	s.wire.dead = s.conn.dead
+	s.loop = newLoop(s.conn.fd, o.Log, newLatency(o.Latency))
+	s.loop.dispatch = (&dispatcher{wire: s.wire, loop: s.loop, flags: s.conn.flags}).handle
+	s.wire.waits = s.loop.waits
 	if o.IO == IOPassthrough {
 		s.climb(o.Log)
 	}
@@ -80,7 +81,7 @@ func (s *Server) start(o Options) error {
 			o.Log.Warn("reads stay small", "err", err)
 		}
 	}
-	return nil
+	return s, nil
 }
 
 // climb goes from the cached to the passthrough rung, if the kernel and the backend can.
@@ -94,12 +95,12 @@ func (s *Server) climb(log *slog.Logger) {
 		log.Warn("no passthrough: the mount is cached", "err", err)
 		return
 	}
-	s.wire.opens = newOpenTable(files, s.loop, log)
+	s.wire.opens = newOpenTable(files, s.conn, log)
 }
 
 // probe registers a file, for only that tells whether kernel and privileges are there.
 func (s *Server) probe() error {
-	if s.loop.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
+	if s.conn.flags&fuse.CAP_PASSTHROUGH == 0 {
 		return fmt.Errorf("the kernel lacks it (Linux 6.9 has it): %w", syscall.EOPNOTSUPP)
 	}
 	f, err := os.Open("/proc/self/exe")
@@ -107,24 +108,22 @@ func (s *Server) probe() error {
 		return err
 	}
 	defer f.Close()
-	id, errno := s.loop.RegisterBackingFd(&fuse.BackingMap{Fd: int32(f.Fd())})
+	id, errno := s.conn.RegisterBackingFd(&fuse.BackingMap{Fd: int32(f.Fd())})
 	if errno != 0 {
 		return fmt.Errorf("register a backing file (it takes CAP_SYS_ADMIN): %w", errno)
 	}
-	s.loop.UnregisterBackingFd(id)
+	s.conn.UnregisterBackingFd(id)
 	return nil
 }
 
 // Serve answers until the mount is gone.
 func (s *Server) Serve() error {
-	s.loop.Serve()
+	err := s.loop.serve()
+	s.loop.latency.close()
 	if s.wire.opens != nil {
 		s.wire.opens.readOnly.close()
 	}
-	if err := s.fuse.Close(); err != nil {
-		return fmt.Errorf("close %s: %w", s.fuse.Name(), err)
-	}
-	return nil
+	return errors.Join(err, s.conn.close())
 }
 
 // Stats returns what has been counted so far.
@@ -143,8 +142,6 @@ func mountOptions(o Options) *fuse.MountOptions {
 		// Nobody else changes the tree: what the kernel has cached is right until it changes it itself.
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
-		// A 1 MiB reply does not fit a 1 MiB pipe with its header, and every try is logged.
-		DisableSplice: true,
 		// KILLPRIV_V2: without it every write asks for security.capability first. Not ASYNC_DIO: a reader with O_DIRECT would
 		// wait for us without INTERRUPT, and could not be killed (fs/fuse/file.c fuse_direct_IO).
 		// READDIRPLUS_AUTO: attributes come with the names only where they were wanted before; ls of 20,000 names takes 22 small
@@ -152,10 +149,6 @@ func mountOptions(o Options) *fuse.MountOptions {
 		ExtraCapabilities:    fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_READDIRPLUS_AUTO,
 		DisabledCapabilities: without,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
-		PanicHandler: func(p any) fuse.Status {
-			o.Log.Error("panic in a request", "panic", p, "stack", strings.TrimSpace(string(debug.Stack())))
-			return fuse.EIO
-		},
 	}
 }
 

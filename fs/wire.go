@@ -19,6 +19,8 @@ type wire struct {
 	b    Backend
 	log  *slog.Logger
 	dead func() bool // whether the connection has ended
+	// waits is told when the request with that cancel channel is about to wait for something slow.
+	waits func(cancel <-chan struct{})
 
 	opens *openTable // nil on the cached rung
 	refs  refs

@@ -75,8 +75,8 @@ func (w *wire) Flush(_ <-chan struct{}, _ *fuse.FlushIn) fuse.Status {
 	return fuse.ENOSYS
 }
 
-// Read implements fuse.RawFileSystem. It may wait for the network: go-fuse has another goroutine read the next request.
-func (w *wire) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+// read fills buf and returns how much there was. It may wait for the network: wire.waits is called before.
+func (w *wire) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (int, fuse.Status) {
 	w.count(opRead)
 	ino := inoOf(in.NodeId)
 	w.readFrom(ino)
@@ -84,10 +84,10 @@ func (w *wire) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	defer ctx.end()
 	n, err := w.b.Read(ctx, ino, buf, int64(in.Offset))
 	if err != nil {
-		return nil, w.status(err, "READ", in.NodeId)
+		return 0, w.status(err, "READ", in.NodeId)
 	}
 	w.bytesRead.Add(uint64(n))
-	return fuse.ReadResultData(buf[:n]), fuse.OK
+	return n, fuse.OK
 }
 
 // Write implements fuse.RawFileSystem.

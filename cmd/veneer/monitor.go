@@ -6,10 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	goruntime "runtime"
 	"syscall"
 	"time"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/veneerfs/veneer/runtime"
@@ -42,10 +42,8 @@ type monitor struct {
 	box    *sandbox
 	server *serverClient
 	proc   *runtime.Container
-	output *outputLog  // with -d
-	spec   *specs.Spec // of the process; nil once it is written down
+	output *outputLog // with -d
 	state  state
-	ran    bool // the process, as opposed to what was to become it
 
 	// fuse is the mount's /dev/fuse. With the server dead, requests wait until it is closed.
 	fuse  fuseHandle
@@ -55,6 +53,8 @@ type monitor struct {
 }
 
 func monitorMain(args []string) int {
+	// The main thread never ends: what is on it must not be the sandbox, whose end ends the mount.
+	goruntime.LockOSThread()
 	if len(args) != 5 {
 		fmt.Fprintln(os.Stderr, "veneer: monitor: not for use by hand")
 		return exitVeneer
@@ -87,7 +87,7 @@ func (m *monitor) main(name, level string) int {
 		return m.report(runOutcome{exitVeneer, fmt.Sprintf("start the file server: %v", err)})
 	}
 	m.box = newSandbox()
-	isolated := m.box.begin(func() error { return isolate(m.run(m.id)) })
+	isolated := m.box.begin(isolate)
 	go m.listen()
 	if !m.awaitJob() {
 		m.discard(&container{ID: m.id, Name: name})
@@ -98,7 +98,6 @@ func (m *monitor) main(name, level string) int {
 	}
 	if err != nil {
 		m.clearUp()
-		<-m.server.ended
 		return m.report(runOutcome{exitVeneer, err.Error()})
 	}
 	return m.report(m.live())
@@ -143,7 +142,6 @@ func (m *monitor) live() runOutcome {
 		out = runOutcome{exitVeneer, err.Error()}
 	}
 	m.record(out)
-	<-m.server.ended
 	return out
 }
 
@@ -152,7 +150,6 @@ func (m *monitor) attend() runOutcome {
 	for _, sig := range m.early {
 		m.pass(sig)
 	}
-	settled := time.After(specDelay)
 	exited := make(chan runOutcome, 1)
 	go func() {
 		st, err := m.proc.Wait()
@@ -176,8 +173,6 @@ func (m *monitor) attend() runOutcome {
 			m.fuse.close() // who waits in the kernel for an answer of the dead server wakes up, to die
 			<-exited
 			return serverDied
-		case <-settled:
-			m.keepSpec()
 		case msg, ok := <-m.asked:
 			if ok {
 				m.pass(msg.Signal)
@@ -195,20 +190,6 @@ func (m *monitor) attend() runOutcome {
 			}
 		}
 	}
-}
-
-// specDelay is when config.json is written: nobody waits for it, and encoding it takes a tenth of the monitor's part in a start.
-const specDelay = 100 * time.Millisecond
-
-// keepSpec writes down what the process was started with.
-func (m *monitor) keepSpec() {
-	if m.spec == nil {
-		return
-	}
-	if err := writeJSON(m.file(m.id, "config.json"), m.spec); err != nil {
-		m.log.Error("keep the configuration", "err", err)
-	}
-	m.spec = nil
 }
 
 var serverDied = runOutcome{exitVeneer, "the file server died; what the container wrote is kept"}
@@ -248,7 +229,7 @@ func (m *monitor) clearUp() error {
 	return errors.Join(err, <-deleted)
 }
 
-// record writes down how it ended. The state of a container whose process never ran is created, as Docker has it.
+// record writes down how it ended. The state of a container whose process never ran stays created, as Docker has it.
 func (m *monitor) record(out runOutcome) {
 	if m.c.Remove {
 		if err := m.discard(m.c); err != nil {
@@ -256,13 +237,13 @@ func (m *monitor) record(out runOutcome) {
 		}
 		return
 	}
-	m.keepSpec()
 	code := out.Code
 	if out == serverDied {
 		code = exitKilled
 	}
+	ran := m.state.Status == statusRunning
 	m.state.exited(code, out.Message)
-	if !m.ran {
+	if !ran {
 		m.state.Status, m.state.Finished = statusCreated, time.Time{}
 	}
 	if err := m.saveState(m.id, &m.state); err != nil {

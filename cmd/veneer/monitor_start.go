@@ -112,8 +112,7 @@ func (m *monitor) start(ctx context.Context, giveUp context.CancelCauseFunc) err
 	if err := m.proc.Start(); err != nil {
 		return err
 	}
-	m.announce()
-	return nil
+	return m.announce()
 }
 
 // mount mounts the tree in the sandbox; nobody answers yet.
@@ -132,14 +131,16 @@ func (m *monitor) serverJob() serverJob {
 	return serverJob{
 		Places: m.places, Container: m.id, Remove: m.c.Remove,
 		Image: m.c.Image, Manifest: m.c.Manifest, remote: m.c.remote, State: m.file(m.id, "delta"),
-		IO: m.c.IO, Stats: m.c.Stats, Before: m.job.Before,
+		IO: m.c.IO, Latency: m.c.Latency, Stats: m.c.Stats, Before: m.job.Before,
 	}
 }
 
 // create makes the container up to the point before exec.
 func (m *monitor) create(ctx context.Context) error {
 	spec := newSpec(m.places, m.c, m.job.Width, m.job.Height)
-	m.spec = spec
+	if err := writeJSON(m.file(m.id, "config.json"), spec); err != nil {
+		return err
+	}
 	o := runtime.CreateOptions{
 		ID: m.id, Bundle: m.container(m.id), Spec: spec, Root: spec.Root.Path, CgroupPath: cgroupPath(m.id), Log: m.log,
 		Stdin: m.streams[0], Stdout: m.streams[1], Stderr: m.streams[2],
@@ -151,9 +152,6 @@ func (m *monitor) create(ctx context.Context) error {
 		}
 	}
 	err = m.box.do(func() (err error) {
-		if err := writeNetworkFiles(m.places, m.c); err != nil {
-			return err
-		}
 		m.proc, err = runtime.Create(ctx, o)
 		return err
 	})
@@ -163,14 +161,13 @@ func (m *monitor) create(ctx context.Context) error {
 	return err
 }
 
-// guard records the process before it runs, here and with the server, which ends it should we die. Should both, then who looks next finds
-// it as running, and ends it.
+// guard records the process before it runs, here and with the server, which ends it should we die.
 func (m *monitor) guard() error {
 	id, err := identify(m.proc.Pid())
 	if err != nil {
 		return err
 	}
-	m.state.Process, m.state.Status, m.state.Started = id, statusRunning, time.Now().UTC()
+	m.state.Process = id
 	pidfd, err := unix.PidfdOpen(id.PID, 0)
 	if err != nil {
 		return fmt.Errorf("open process %d: %w", id.PID, err)
@@ -183,9 +180,12 @@ func (m *monitor) guard() error {
 	return m.saveState(m.id, &m.state)
 }
 
-// announce tells the command line that the process runs.
-func (m *monitor) announce() {
-	m.ran = true
+// announce records that the process runs, and tells the command line.
+func (m *monitor) announce() error {
+	m.state.Status, m.state.Started = statusRunning, time.Now().UTC()
+	if err := m.saveState(m.id, &m.state); err != nil {
+		return err
+	}
 	var files []*os.File
 	if console := m.proc.Console(); console != nil && !m.c.Detached {
 		files = append(files, console)
@@ -193,6 +193,7 @@ func (m *monitor) announce() {
 	if err := m.cli.send(fromMonitor{Started: true}, files...); err != nil {
 		m.log.Debug("the command line is gone", "err", err)
 	}
+	return nil
 }
 
 // fuseHandle is a /dev/fuse descriptor that may be closed at any time.

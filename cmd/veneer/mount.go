@@ -14,10 +14,10 @@ import (
 )
 
 type mountFlags struct {
-	remote           remote
-	rw               bool
-	state, stats, io string
-	layers           []string
+	remote                    remote
+	rw                        bool
+	state, stats, io, latency string
+	layers                    []string
 }
 
 func newMountCmd(a *app) *cobra.Command {
@@ -51,6 +51,7 @@ It is served in the background until it is unmounted: veneer umount DIR, or plai
 	fl.StringVar(&f.state, "state", "", "`DIR` that keeps what is written; may be mounted again")
 	fl.StringVar(&f.stats, "stats", "", "write figures as JSON to `FILE` when the mount ends")
 	fl.StringVar(&f.io, "io", "auto", "how file content reaches the kernel: auto, passthrough or cached")
+	fl.StringVar(&f.latency, "latency", "auto", latencyUsage)
 	fl.StringArrayVar(&f.layers, "layer", nil, "merge host directories, bottom first: `dir:PATH`")
 	f.remote.add(fl)
 	f.remote.addPolicy(fl)
@@ -61,7 +62,7 @@ func (f *mountFlags) check() error {
 	if f.rw != (f.state != "") {
 		return errors.New("--rw and --state DIR go together")
 	}
-	return checkIO(f.io)
+	return errors.Join(checkIO(f.io), checkLatency(f.latency))
 }
 
 // mount mounts and returns when the mount is usable.
@@ -93,7 +94,7 @@ func (a *app) mount(ctx context.Context, f *mountFlags, image, dir string) (err 
 
 // mountJob makes the job's part that the flags tell.
 func (a *app) mountJob(f *mountFlags) (job serverJob, err error) {
-	job = serverJob{Places: a.places(), remote: f.remote, IO: f.io}
+	job = serverJob{Places: a.places(), remote: f.remote, IO: f.io, Latency: f.latency}
 	if job.State, err = absIfSet(f.state); err != nil {
 		return job, err
 	}

@@ -63,7 +63,6 @@ func (a *app) serveMount(job serverJob, o fs.MountOptions) error {
 	record, err := handOver(s, &job, o)
 	if err != nil {
 		s.wait(nil)
-		<-s.ended
 		if record != "" {
 			os.RemoveAll(record)
 		}

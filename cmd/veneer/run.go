@@ -20,7 +20,7 @@ type runFlags struct {
 	entrypoint                                 string
 	entrypointSet                              bool
 	env, volumes                               []string
-	stats, io                                  string
+	stats, io, latency                         string
 	remote                                     remote
 }
 
@@ -69,6 +69,7 @@ func (f *runFlags) add(c *cobra.Command) {
 	fl.StringVar(&f.net, "net", "host", "network: host (the machine's) or none (loopback only)")
 	fl.StringVar(&f.stats, "stats", "", "write figures as JSON to `FILE` when the container ends")
 	fl.StringVar(&f.io, "io", "auto", "how file content reaches the kernel: auto, passthrough or cached")
+	fl.StringVar(&f.latency, "latency", "auto", latencyUsage)
 	f.remote.add(fl)
 	f.remote.addPolicy(fl)
 	fl.StringVar(&f.net, "network", "host", "")
@@ -126,7 +127,11 @@ func (a *app) fill(ctx context.Context, c *container, image string, b *before) e
 	if err := makeVolumeSources(c.Volumes); err != nil {
 		return err
 	}
-	return a.places().publish(c)
+	p := a.places()
+	if err := writeNetworkFiles(p, c); err != nil {
+		return err
+	}
+	return p.publish(c)
 }
 
 // container checks the flags and makes of them what does not need the image.
@@ -134,7 +139,7 @@ func (f *runFlags) container(args []string) (*container, error) {
 	c := &container{
 		Name: f.name, Args: args, User: f.user, WorkDir: f.workDir, Hostname: f.hostname, Net: f.net,
 		ReadOnly: f.readOnly, TTY: f.tty, Stdin: f.interactive, Remove: f.remove, Detached: f.detach,
-		IO: f.io, remote: f.remote,
+		IO: f.io, Latency: f.latency, remote: f.remote,
 	}
 	if f.entrypointSet {
 		c.Entrypoint = &f.entrypoint
@@ -150,7 +155,7 @@ func (f *runFlags) container(args []string) (*container, error) {
 	if !slices.Contains([]string{"host", "none"}, f.net) {
 		return nil, fmt.Errorf("--net %q: want host or none", f.net)
 	}
-	if err := checkIO(f.io); err != nil {
+	if err := errors.Join(checkIO(f.io), checkLatency(f.latency)); err != nil {
 		return nil, err
 	}
 	if err := checkHostname(f.hostname); err != nil {
@@ -172,6 +177,15 @@ func (f *runFlags) container(args []string) (*container, error) {
 func checkIO(mode string) error {
 	if !slices.Contains([]string{"auto", "passthrough", "cached"}, mode) {
 		return fmt.Errorf("--io %q: want auto, passthrough or cached", mode)
+	}
+	return nil
+}
+
+const latencyUsage = "keep idle CPUs awake while the file server is busy: auto (with many requests), on (with any) or off"
+
+func checkLatency(mode string) error {
+	if !slices.Contains([]string{"auto", "on", "off"}, mode) {
+		return fmt.Errorf("--latency %q: want auto, on or off", mode)
 	}
 	return nil
 }

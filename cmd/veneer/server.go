@@ -86,7 +86,9 @@ func (s *server) begin() error {
 		closeAll(files)
 		return errors.New("a server without a mount")
 	}
-	s.fs, err = fs.NewServer(files[0], s.figures.watch(s.tree), fs.Options{IO: s.job.IO, Log: s.log, Device: msg.Serve.Device})
+	s.fs, err = fs.NewServer(files[0], s.figures.watch(s.tree), fs.Options{
+		IO: s.job.IO, Latency: s.job.Latency, Log: s.log, Device: msg.Serve.Device,
+	})
 	if err != nil {
 		return err
 	}

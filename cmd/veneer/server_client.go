@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
 // What the server is told, by a monitor or by mount, and what it answers.
@@ -38,9 +36,10 @@ type (
 		State    string   `json:"state,omitempty"` // directory of the writable layer; "" serves read-only
 
 		remote
-		IO     string `json:"io"`
-		Stats  string `json:"stats,omitempty"`
-		Before before `json:"before"`
+		IO      string `json:"io"`
+		Latency string `json:"latency,omitempty"`
+		Stats   string `json:"stats,omitempty"`
+		Before  before `json:"before"`
 	}
 	// before is what went before the server, for its statistics.
 	before struct {
@@ -64,15 +63,14 @@ const (
 
 // serverClient is a server as who started it sees it.
 type serverClient struct {
-	proc   *spawn.Process
+	proc   *os.Process
 	link   *link
 	device string        // MAJ:MIN of the mount; "" before serve
 	opened chan struct{} // closed when it has opened what it was told to
 	ready  chan error    // one result of serve, or of an open that went wrong
-	closed chan struct{} // closed when it has closed what it served, or ended without
-	died   chan struct{} // closed when it ended without
+	died   chan struct{} // closed when it ended without having closed what it served
 	ended  chan struct{} // closed when it ended
-	err    error         // of closing; valid after closed
+	err    error         // of closing; valid after ended
 }
 
 // newServer starts a server, which waits for its job. Messages go to log, warnings also to user if it is not nil.
@@ -91,7 +89,7 @@ func newServer(args []string, lock, log, user *os.File) (*serverClient, error) {
 	if user == nil {
 		user = null
 	}
-	s := &serverClient{link: near, opened: make(chan struct{}), ready: make(chan error, 1), closed: make(chan struct{}), died: make(chan struct{}), ended: make(chan struct{})}
+	s := &serverClient{link: near, opened: make(chan struct{}), ready: make(chan error, 1), died: make(chan struct{}), ended: make(chan struct{})}
 	if s.proc, err = reexec(roleServer, args, []*os.File{null, null, log, far, lock, user}); err != nil {
 		near.Close()
 		return nil, err
@@ -102,7 +100,7 @@ func newServer(args []string, lock, log, user *os.File) (*serverClient, error) {
 
 func (s *serverClient) listen() {
 	defer close(s.ended)
-	done := false
+	closed := false
 	for {
 		var msg fromServer
 		if _, err := s.link.recv(&msg); err != nil {
@@ -113,16 +111,14 @@ func (s *serverClient) listen() {
 		case msg.Opened:
 			close(s.opened)
 		case msg.Closed:
-			done, s.err = true, err
-			close(s.closed)
+			closed, s.err = true, err
 		default:
 			s.ready <- err
 		}
 	}
 	s.proc.Wait()
-	if !done {
+	if !closed {
 		s.err = errServerDied
-		close(s.closed)
 		close(s.died)
 	}
 }
@@ -188,7 +184,7 @@ func (s *serverClient) await() error {
 // endLimit is how long a server may go on when its container has ended. Something outside must hold the mount then.
 const endLimit = 10 * time.Second
 
-// wait waits until the server has closed what it served: it ends then. A SIGTERM meanwhile ends it at once: what it answered is kept.
+// wait waits until the server has ended. A SIGTERM meanwhile ends it at once: what it answered is kept.
 func (s *serverClient) wait(signals <-chan os.Signal) error {
 	if s.device == "" {
 		s.link.Close() // it still waits for a mount
@@ -197,7 +193,7 @@ func (s *serverClient) wait(signals <-chan os.Signal) error {
 	defer late.Stop()
 	for {
 		select {
-		case <-s.closed:
+		case <-s.ended:
 			return s.err
 		case <-late.C:
 			abortConnection(s.device)

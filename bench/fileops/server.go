@@ -49,15 +49,23 @@ func findServer(state string) (*server, error) {
 	return s, err
 }
 
-// wait returns when the server has ended.
-func (s *server) wait() {
+// wait reports whether the server has ended, within the limit unless that is negative.
+func (s *server) wait(limit time.Duration) bool {
 	p := []unix.PollFd{{Fd: int32(s.pidfd), Events: unix.POLLIN}}
-	for {
-		if _, err := unix.Poll(p, -1); err != unix.EINTR {
-			break
-		}
+	ms := -1
+	if limit >= 0 {
+		ms = int(limit.Milliseconds())
 	}
-	unix.Close(s.pidfd)
+	for {
+		n, err := unix.Poll(p, ms)
+		if err == unix.EINTR {
+			continue
+		}
+		if n > 0 {
+			unix.Close(s.pidfd)
+		}
+		return n > 0
+	}
 }
 
 // requests returns how many requests the server of a site has answered, by opcode; nothing for the other systems.

@@ -82,6 +82,7 @@ func (s *site) close() error {
 	if s.state == "" {
 		return nil
 	}
+	minor, _ := deviceMinor(s.dir)
 	err := unix.Unmount(s.dir, unix.UMOUNT_NOFOLLOW)
 	if err == unix.EINVAL {
 		err = nil // not mounted
@@ -89,8 +90,10 @@ func (s *site) close() error {
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", s.dir, err)
 	}
-	if s.server != nil {
-		s.server.wait()
+	// Somebody may have made a mount namespace meanwhile, in which the mount lives on.
+	if s.server != nil && !s.server.wait(serverPatience) {
+		abort(minor)
+		s.server.wait(-1)
 	}
 	return os.RemoveAll(s.state)
 }
@@ -98,8 +101,13 @@ func (s *site) close() error {
 // abort ends a FUSE mount for all who use it.
 func (s *site) abort() {
 	if minor, err := deviceMinor(s.dir); err == nil {
-		os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", minor), []byte("1"), 0)
+		abort(minor)
 	}
+}
+
+// abort ends a FUSE connection; a device that is none has no such file.
+func abort(minor uint32) {
+	os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", minor), []byte("1"), 0)
 }
 
 // deviceMinor asks the mount table, for the mount may hang.

@@ -62,7 +62,7 @@ func (o ContentsOptions) withDefaults(s *Store) ContentsOptions {
 // Errors of ReadAt wrap EINTR when the context ended, else EIO, and say what was wrong. Reads of what is in the store make no
 // request. A full disk does not fail a read: what was verified is served from memory.
 //
-// Lock order: none. mu, fileCache.mu, partial.mu and Store.mu are leaves, and none is held over the network or, but for
+// Lock order: none. mu, fileCache.mu, readOrder.mu, partial.mu and Store.mu are leaves, and none is held over the network or, but for
 // partial.mu while a file is completed, over the disk.
 type Contents struct {
 	store  *Store
@@ -71,6 +71,7 @@ type Contents struct {
 	opts   ContentsOptions
 	log    *slog.Logger
 	files  fileCache
+	order  readOrder
 	spill  spillCache
 	slots  *requestSlots
 	back   signal // a layer could be read again
@@ -199,6 +200,9 @@ func (x *Contents) ReadAt(ctx context.Context, ino unionfs.Ino, p []byte, off in
 		return 0, nil
 	}
 	x.opened.set(idx)
+	if off == 0 {
+		x.readAhead(idx)
+	}
 	p = p[:min(int64(len(p)), c.Size-off)]
 	n, err := x.read(ctx, idx, &c, p, off)
 	if err == nil {

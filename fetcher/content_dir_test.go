@@ -13,7 +13,7 @@ import (
 )
 
 // openDirLayer opens a tree of one host directory.
-func openDirLayer(t *testing.T, s *Store, dir string) *opened {
+func openDirLayer(t *testing.T, s *Store, dir string, o ContentsOptions) *opened {
 	t.Helper()
 	b := unionfs.NewBuilder()
 	if err := errors.Join(b.AddLayer(unionfs.Layer{Format: unionfs.FormatDir, Path: dir}), b.AddDir(dir)); err != nil {
@@ -27,7 +27,7 @@ func openDirLayer(t *testing.T, s *Store, dir string) *opened {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := s.Contents(nil, nil, tree, ContentsOptions{OpenFiles: 2})
+	x, err := s.Contents(nil, nil, tree, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func TestDirLayerIsReadFromTheHost(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "d"), 0o755), os.WriteFile(filepath.Join(dir, "d/a"), []byte("hello"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	x := openDirLayer(t, testStore(t), dir)
+	x := openDirLayer(t, testStore(t), dir, ContentsOptions{OpenFiles: 2})
 	if got := x.readAll(t, "d/a"); got != "hello" {
 		t.Errorf("got %q", got)
 	}
@@ -83,7 +83,7 @@ func TestDirLayerDeeperThanPathMax(t *testing.T) {
 	unix.Write(fd, []byte("hello"))
 	unix.Close(fd)
 	unix.Close(at)
-	x := openDirLayer(t, testStore(t), dir)
+	x := openDirLayer(t, testStore(t), dir, ContentsOptions{OpenFiles: 2})
 	if got := x.readAll(t, strings.Repeat(name+"/", depth)+"deep"); got != "hello" {
 		t.Errorf("got %q", got)
 	}
@@ -104,7 +104,7 @@ func TestDirLayerFollowsNothing(t *testing.T) {
 			if err := errors.Join(os.Mkdir(dir+"/d", 0o755), os.WriteFile(dir+"/d/a", []byte("hello"), 0o644)); err != nil {
 				t.Fatal(err)
 			}
-			x := openDirLayer(t, testStore(t), dir)
+			x := openDirLayer(t, testStore(t), dir, ContentsOptions{OpenFiles: 2})
 			if err := errors.Join(os.Remove(dir+"/d/a"), change(dir)); err != nil {
 				t.Fatal(err)
 			}

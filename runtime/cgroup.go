@@ -30,6 +30,7 @@ type cgroup struct {
 	path      string // below each hierarchy's root; absolute
 	manager   cgroups.Manager
 	resources *cgroups.Resources
+	joined    bool // by the first process, at its birth
 }
 
 // createCgroup makes the directories. Where that is not permitted and no limit was asked for, the container goes without: nil.
@@ -106,15 +107,14 @@ func (c *cgroup) refuseInhabited() error {
 }
 
 func (c *cgroup) mkdir() error {
-	for _, dir := range c.manager.GetPaths() {
-		err := os.MkdirAll(dir, 0o755)
-		// A container that ends may remove a parent that we share just before we use it (destroy).
-		for n := 0; errors.Is(err, unix.ENOENT) && isDir(cgroupRoot) && n < 100; n++ {
-			err = os.MkdirAll(dir, 0o755)
-		}
-		if err != nil {
-			return errors.Join(err, c.destroy())
-		}
+	const nobody = -1 // joins yet
+	err := c.manager.Apply(nobody)
+	// A container that ends may remove a parent that we share just before we use it (destroy).
+	for n := 0; errors.Is(err, unix.ENOENT) && isDir(cgroupRoot) && n < 100; n++ {
+		err = c.manager.Apply(nobody)
+	}
+	if err != nil {
+		return errors.Join(err, c.destroy())
 	}
 	return nil
 }
@@ -129,8 +129,10 @@ func (c *cgroup) join(pid int) error {
 	if c == nil {
 		return nil
 	}
-	if err := c.manager.Apply(pid); err != nil {
-		return &SetupError{"join the cgroup", err}
+	if !c.joined {
+		if err := c.manager.Apply(pid); err != nil {
+			return &SetupError{"join the cgroup", err}
+		}
 	}
 	early := *c.resources
 	early.PidsLimit = nil
@@ -190,6 +192,9 @@ func (c *cgroup) killEach() error {
 			if signalled[pid] {
 				continue // dying
 			}
+			if pid == os.Getpid() {
+				continue // a thread of ours is there only to clone
+			}
 			fresh, signalled[pid] = true, true
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
 				return fmt.Errorf("kill process %d of cgroup %s: %w", pid, c.path, err)
@@ -242,6 +247,7 @@ type cgroupMountpoint struct {
 	Controllers []string // e.g. cpu, cpuacct; or name=systemd
 	Mountpoint  string   // on the host
 	Path        string   // of the container's cgroup on the host
+	root        string   // what of the hierarchy is mounted; "/" unless we are in a container ourselves
 }
 
 var cgroupSuperOptions = []string{
@@ -267,7 +273,7 @@ func (c *cgroup) mountpoints(log *slog.Logger) []cgroupMountpoint {
 		names := slices.DeleteFunc(strings.Split(m.VFSOptions, ","), func(o string) bool {
 			return slices.Contains(cgroupSuperOptions, o) || strings.HasPrefix(o, "release_agent=")
 		})
-		h := cgroupMountpoint{Controllers: names, Mountpoint: m.Mountpoint, Path: m.Mountpoint}
+		h := cgroupMountpoint{Controllers: names, Mountpoint: m.Mountpoint, Path: m.Mountpoint, root: m.Root}
 		if c != nil {
 			h.Path = filepath.Join(m.Mountpoint, c.path)
 		}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
 // startChild clones the set-up child. release is called when the child does not depend on the thread it was cloned from any more.
@@ -25,25 +27,25 @@ func (c *Container) startChild(p *plan, o CreateOptions, childEnd *os.File) (rel
 		return release, err
 	}
 	defer null.Close()
-	attr := &os.ProcAttr{
-		Files: []*os.File{null, null, null, childEnd},
-		// One thread's worth of scheduler, no collection: the child lives for milliseconds.
-		Env: []string{"GOMAXPROCS=1", "GOGC=off"},
-		Sys: p.sysProcAttr(),
-	}
+	// One thread's worth of scheduler, no collection: the child lives for milliseconds.
+	attr := spawn.Attr{ProcAttr: syscall.ProcAttr{Env: []string{"GOMAXPROCS=1", "GOGC=off"}, Sys: p.sysProcAttr()}}
+	files := []*os.File{null, null, null, childEnd}
 	if !p.spec.Process.Terminal {
 		for i, f := range []*os.File{o.Stdin, o.Stdout, o.Stderr} {
 			if f != nil {
-				attr.Files[i] = f
+				files[i] = f
 			}
 		}
 	}
-	start := func() (err error) {
-		c.process, err = os.StartProcess(procFD(int(exe.Fd())), []string{initArg}, attr)
-		if err != nil {
-			return fmt.Errorf("clone the first process: %w", err)
-		}
-		return nil
+	start := func() error {
+		return c.cgroup.bear(p.child.Cgroups, func(v2 int) (err error) {
+			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = v2 >= 0, v2
+			c.process, err = spawn.Start(procFD(int(exe.Fd())), []string{initArg}, files, attr)
+			if err != nil {
+				return fmt.Errorf("clone the first process: %w", err)
+			}
+			return nil
+		})
 	}
 	if len(p.join) == 0 {
 		err = start()

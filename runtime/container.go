@@ -8,11 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
 // CreateOptions say what to create. ID, Spec and a root are needed.
@@ -35,7 +36,7 @@ type Container struct {
 	bundle  string
 	spec    *specs.Spec
 	log     *slog.Logger
-	process *os.Process
+	process *spawn.Process
 	cgroup  *cgroup
 	console *os.File
 
@@ -194,7 +195,7 @@ func (c *Container) Start() error {
 	defer c.sync.f.Close()
 	err := c.awaitExec()
 	if err == nil {
-		err = runHooks("poststart", hooksOf(c.spec).Poststart, c.stateAs(specs.StateRunning))
+		err = runHooks("poststart", hooksOf(c.spec.Hooks).Poststart, c.stateAs(specs.StateRunning))
 	}
 	if err != nil {
 		c.process.Kill()
@@ -244,12 +245,11 @@ func (c *Container) Wait() (Status, error) {
 // reap waits for the child, whatever it runs, so that it never stays a zombie.
 func (c *Container) reap() {
 	defer close(c.exited)
-	state, err := c.process.Wait()
+	ws, err := c.process.Wait()
 	if err != nil {
 		c.exitErr = fmt.Errorf("wait for container %s: %w", c.id, err)
 		return
 	}
-	ws := state.Sys().(syscall.WaitStatus)
 	if ws.Signaled() {
 		c.exit = Status{Signal: ws.Signal(), CoreDump: ws.CoreDump()}
 		return
@@ -257,7 +257,7 @@ func (c *Container) reap() {
 	c.exit = Status{Code: ws.ExitStatus()}
 }
 
-// Signal sends sig to the user's process, and to no other that got its number later (a pidfd is used where the kernel has them).
+// Signal sends sig to the user's process, and to no other that got its number later.
 // It returns os.ErrProcessDone if the process has ended.
 func (c *Container) Signal(sig unix.Signal) error {
 	if err := c.process.Signal(sig); err != nil {

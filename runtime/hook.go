@@ -66,16 +66,16 @@ func runHook(h specs.Hook, state []byte) error {
 	return err
 }
 
-func hooksOf(s *specs.Spec) specs.Hooks {
-	if s.Hooks == nil {
+func hooksOf(h *specs.Hooks) specs.Hooks {
+	if h == nil {
 		return specs.Hooks{}
 	}
-	return *s.Hooks
+	return *h
 }
 
 // runCreateHooks runs what belongs between mounting and pivot_root in the caller's namespaces.
 func (c *Container) runCreateHooks() error {
-	h := hooksOf(c.spec)
+	h := hooksOf(c.spec.Hooks)
 	s := c.stateAs(specs.StateCreating)
 	//lint:ignore SA1019 deprecated by the specification, but demanded by it
 	if err := runHooks("prestart", h.Prestart, s); err != nil {
@@ -86,7 +86,7 @@ func (c *Container) runCreateHooks() error {
 
 // runPoststop runs all of them: a failure is only logged.
 func (c *Container) runPoststop() {
-	for _, h := range hooksOf(c.spec).Poststop {
+	for _, h := range hooksOf(c.spec.Hooks).Poststop {
 		if err := runHooks("poststop", []specs.Hook{h}, c.stateAs(specs.StateStopped)); err != nil {
 			c.log.Warn("poststop hook", "id", c.id, "err", err)
 		}
@@ -94,7 +94,7 @@ func (c *Container) runPoststop() {
 }
 
 func (c *child) hasMountedHooks() bool {
-	h := hooksOf(c.spec())
+	h := hooksOf(c.spec().Hooks)
 	//lint:ignore SA1019 deprecated by the specification, but demanded by it
 	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0
 }
@@ -107,11 +107,11 @@ func (c *child) runMountedHooks() error {
 	if err := c.await(msgHooks); err != nil {
 		return err
 	}
-	return runHooks("createContainer", hooksOf(c.spec()).CreateContainer, c.state(specs.StateCreating))
+	return runHooks("createContainer", hooksOf(c.spec().Hooks).CreateContainer, c.state(specs.StateCreating))
 }
 
 func (c *child) runStartHooks() error {
-	return runHooks("startContainer", hooksOf(c.spec()).StartContainer, c.state(specs.StateCreated))
+	return runHooks("startContainer", hooksOf(c.spec().Hooks).StartContainer, c.state(specs.StateCreated))
 }
 
 func (c *child) state(status specs.ContainerState) specs.State {

@@ -48,7 +48,7 @@ func newPlan(o CreateOptions) (*plan, error) {
 	if o.CgroupPath != "" {
 		p.cgroup = o.CgroupPath
 	}
-	p.child = initConfig{ID: o.ID, Bundle: o.Bundle, Spec: p.spec}
+	p.child = initConfig{ID: o.ID, Bundle: o.Bundle, Spec: newChildSpec(p.spec)}
 	for _, check := range []func(CreateOptions) error{
 		p.planRoot, p.planNamespaces, p.planProcess, p.planMounts, p.planLimits, p.planLSM, p.refuseUnsupported,
 	} {

@@ -46,7 +46,7 @@ type initConfig struct {
 	ID     string
 	Bundle string
 	Root   string // absolute
-	Spec   *specs.Spec
+	Spec   childSpec
 	Caps   capSet
 
 	NewUser    bool // in a user namespace of its own
@@ -56,6 +56,39 @@ type initConfig struct {
 	Cgroups    []cgroupMountpoint // v1 controllers as they are mounted on the host; empty with v2
 	LSM        string             // exec attribute to write, e.g. "exec docker-default"; "" for none
 	LSMFile    string             // below /proc/thread-self/attr
+}
+
+// childSpec is what the child needs of a specs.Spec, with the same names. Of that itself package json would learn eighty types, on both sides
+// of every start.
+type childSpec struct {
+	Process     *specs.Process
+	Root        *specs.Root
+	Hostname    string
+	Domainname  string
+	Mounts      []specs.Mount
+	Hooks       *specs.Hooks
+	Annotations map[string]string
+	Linux       childLinux
+}
+
+type childLinux struct {
+	Sysctl            map[string]string
+	Devices           []specs.LinuxDevice
+	RootfsPropagation string
+	MaskedPaths       []string
+	ReadonlyPaths     []string
+	Personality       *specs.LinuxPersonality
+}
+
+func newChildSpec(s *specs.Spec) childSpec {
+	return childSpec{
+		Process: s.Process, Root: s.Root, Hostname: s.Hostname, Domainname: s.Domainname, Mounts: s.Mounts, Hooks: s.Hooks,
+		Annotations: s.Annotations,
+		Linux: childLinux{
+			Sysctl: s.Linux.Sysctl, Devices: s.Linux.Devices, RootfsPropagation: s.Linux.RootfsPropagation,
+			MaskedPaths: s.Linux.MaskedPaths, ReadonlyPaths: s.Linux.ReadonlyPaths, Personality: s.Linux.Personality,
+		},
+	}
 }
 
 // child is the state of the set-up child.
@@ -70,7 +103,7 @@ type child struct {
 	lateReadOnly []string // tmpfs mounts that become read-only at the end
 }
 
-func (c *child) spec() *specs.Spec { return c.config.Spec }
+func (c *child) spec() *childSpec { return &c.config.Spec }
 
 // step is one operation of the set-up. Their order is what makes them right; each says what it relies on.
 type step struct {

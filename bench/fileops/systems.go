@@ -19,7 +19,6 @@ const (
 	fuseOverlayfs = "fuse-overlayfs"
 	veneer        = "veneer"
 	native        = "native"
-	before        = "veneer before"
 )
 
 // system is a way to show the input as one writable tree.
@@ -31,19 +30,15 @@ type system struct {
 
 // available are the systems of this machine.
 func (b *bench) available() ([]system, error) {
+	all := []system{{overlayfs, mountOverlayfs}, {fuseOverlayfs, mountFuseOverlayfs}, {veneer, mountVeneer}, {native, nil}}
+	if _, err := exec.LookPath(fuseOverlayfs); err != nil {
+		b.report.note("fuse-overlayfs is not installed and was not measured.")
+		all = slices.Delete(all, 1, 2)
+	}
 	if _, err := os.Stat(b.Veneer); err != nil {
 		return nil, fmt.Errorf("%w: run make build", err)
 	}
-	all := []system{{overlayfs, mountOverlayfs}, {native, nil}}
-	if _, err := exec.LookPath(fuseOverlayfs); err == nil {
-		all = append(all, system{fuseOverlayfs, mountFuseOverlayfs})
-	} else {
-		b.report.note("fuse-overlayfs is not installed and was not measured.")
-	}
-	if b.Before != "" {
-		all = append(all, system{before, mountVeneer(b.Before)})
-	}
-	return append(all, system{veneer, mountVeneer(b.Veneer)}), nil
+	return all, nil
 }
 
 // site is a mounted system.
@@ -62,13 +57,13 @@ func (b *bench) mount(ctx context.Context, sys system, round int) (*site, error)
 	if sys.mount == nil {
 		return s, nil
 	}
-	s.state = filepath.Join(b.dir, fmt.Sprintf("%c%d-%d", sys.name[0], len(sys.name), round))
+	s.state = filepath.Join(b.dir, fmt.Sprintf("%.2s%d", sys.name, round))
 	s.dir = filepath.Join(s.state, "m")
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, err
 	}
 	err := sys.mount(ctx, b, s.state, s.dir)
-	if err == nil && (sys.name == veneer || sys.name == before) {
+	if err == nil && sys.name == veneer {
 		s.server, err = findServer(s.state)
 	}
 	if err != nil {
@@ -155,11 +150,9 @@ func mountFuseOverlayfs(ctx context.Context, b *bench, state, dir string) error 
 	return command(ctx, fuseOverlayfs, "-o", o, dir)
 }
 
-func mountVeneer(binary string) func(context.Context, *bench, string, string) error {
-	return func(ctx context.Context, b *bench, state, dir string) error {
-		o := fmt.Sprintf("lowerdir=%s,upperdir=%s,stats=%s", topFirst(b.in.layers), filepath.Join(state, "u"), filepath.Join(state, statsFile))
-		return command(ctx, binary, append(veneerArgs(state), "overlay", "bench", dir, "-o", o)...)
-	}
+func mountVeneer(ctx context.Context, b *bench, state, dir string) error {
+	o := fmt.Sprintf("lowerdir=%s,upperdir=%s,stats=%s", topFirst(b.in.layers), filepath.Join(state, "u"), filepath.Join(state, statsFile))
+	return command(ctx, b.Veneer, append(veneerArgs(state), "overlay", "bench", dir, "-o", o)...)
 }
 
 // veneerArgs give a veneer a root of its own below state.

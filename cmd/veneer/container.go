@@ -24,13 +24,14 @@ import (
 //	    state.json                what became of it; replaced atomically (state.go)
 //	    config.json               the OCI runtime spec of its last start
 //	    delta/                    what it wrote (package cow)
-//	    hostname hosts resolv.conf
 //	    log                       with -d: its output, in Docker's json-file format
 //	    veneer.log                messages of its monitor and server
 //	ROOT/names/NAME -> ID         claims a name: made with symlink(2), removed under names/.lock
 //	RUNROOT/ID/                   while it runs
-//	    lock                      flocked by monitor and server: who gets the lock knows that both are dead
-//	    rootfs/                   where its tree is mounted, in its own mount namespace only
+//	    lock                      flocked by monitor and server: who gets the lock knows that both are dead; names the monitor
+//	  and in its own mount namespace only, a tmpfs in this place with
+//	    rootfs/                   where its tree is mounted
+//	    hostname hosts resolv.conf
 //
 // The kernel drops the lock with the last process that has it, so nobody trusts a recorded PID.
 
@@ -224,7 +225,7 @@ func (p places) removeDirs(id string) error {
 // removeRun removes a container's run directory, name by name: were its tree ever mounted there for us too, we would not
 // remove what is in it.
 func (p places) removeRun(id string) error {
-	for _, name := range []string{"rootfs", "monitor.json", "lock", ""} {
+	for _, name := range []string{"lock", ""} {
 		if err := os.Remove(p.runFile(id, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -333,7 +334,7 @@ func (p places) find(ref string) (*container, error) {
 }
 
 func (p places) findID(ref string) (string, error) {
-	if validName.MatchString(ref) {
+	if validName(ref) {
 		if id, err := os.Readlink(p.name(ref)); err == nil {
 			return id, nil
 		}

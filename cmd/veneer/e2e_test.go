@@ -285,7 +285,7 @@ func (l *lab) state(id string) *state {
 func (l *lab) monitor(id string) process {
 	l.t.Helper()
 	var p process
-	if err := readJSON(l.places.runFile(id, "monitor.json"), &p); err != nil {
+	if err := readJSON(l.places.runFile(id, "lock"), &p); err != nil {
 		l.t.Fatal(err)
 	}
 	return p

@@ -6,10 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	goruntime "runtime"
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/veneerfs/veneer/runtime"
@@ -42,8 +42,10 @@ type monitor struct {
 	box    *sandbox
 	server *serverClient
 	proc   *runtime.Container
-	output *outputLog // with -d
+	output *outputLog  // with -d
+	spec   *specs.Spec // of the process; nil once it is written down
 	state  state
+	ran    bool // the process, as opposed to what was to become it
 
 	// fuse is the mount's /dev/fuse. With the server dead, requests wait until it is closed.
 	fuse  fuseHandle
@@ -53,8 +55,6 @@ type monitor struct {
 }
 
 func monitorMain(args []string) int {
-	// The main thread never ends: what is on it must not be the sandbox, whose end ends the mount.
-	goruntime.LockOSThread()
 	if len(args) != 5 {
 		fmt.Fprintln(os.Stderr, "veneer: monitor: not for use by hand")
 		return exitVeneer
@@ -87,7 +87,7 @@ func (m *monitor) main(name, level string) int {
 		return m.report(runOutcome{exitVeneer, fmt.Sprintf("start the file server: %v", err)})
 	}
 	m.box = newSandbox()
-	isolated := m.box.begin(isolate)
+	isolated := m.box.begin(func() error { return isolate(m.run(m.id)) })
 	go m.listen()
 	if !m.awaitJob() {
 		m.discard(&container{ID: m.id, Name: name})
@@ -98,6 +98,7 @@ func (m *monitor) main(name, level string) int {
 	}
 	if err != nil {
 		m.clearUp()
+		<-m.server.ended
 		return m.report(runOutcome{exitVeneer, err.Error()})
 	}
 	return m.report(m.live())
@@ -142,6 +143,7 @@ func (m *monitor) live() runOutcome {
 		out = runOutcome{exitVeneer, err.Error()}
 	}
 	m.record(out)
+	<-m.server.ended
 	return out
 }
 
@@ -150,6 +152,7 @@ func (m *monitor) attend() runOutcome {
 	for _, sig := range m.early {
 		m.pass(sig)
 	}
+	settled := time.After(specDelay)
 	exited := make(chan runOutcome, 1)
 	go func() {
 		st, err := m.proc.Wait()
@@ -173,6 +176,8 @@ func (m *monitor) attend() runOutcome {
 			m.fuse.close() // who waits in the kernel for an answer of the dead server wakes up, to die
 			<-exited
 			return serverDied
+		case <-settled:
+			m.keepSpec()
 		case msg, ok := <-m.asked:
 			if ok {
 				m.pass(msg.Signal)
@@ -190,6 +195,20 @@ func (m *monitor) attend() runOutcome {
 			}
 		}
 	}
+}
+
+// specDelay is when config.json is written: nobody waits for it, and encoding it takes a tenth of the monitor's part in a start.
+const specDelay = 100 * time.Millisecond
+
+// keepSpec writes down what the process was started with.
+func (m *monitor) keepSpec() {
+	if m.spec == nil {
+		return
+	}
+	if err := writeJSON(m.file(m.id, "config.json"), m.spec); err != nil {
+		m.log.Error("keep the configuration", "err", err)
+	}
+	m.spec = nil
 }
 
 var serverDied = runOutcome{exitVeneer, "the file server died; what the container wrote is kept"}
@@ -229,7 +248,7 @@ func (m *monitor) clearUp() error {
 	return errors.Join(err, <-deleted)
 }
 
-// record writes down how it ended. The state of a container whose process never ran stays created, as Docker has it.
+// record writes down how it ended. The state of a container whose process never ran is created, as Docker has it.
 func (m *monitor) record(out runOutcome) {
 	if m.c.Remove {
 		if err := m.discard(m.c); err != nil {
@@ -237,13 +256,13 @@ func (m *monitor) record(out runOutcome) {
 		}
 		return
 	}
+	m.keepSpec()
 	code := out.Code
 	if out == serverDied {
 		code = exitKilled
 	}
-	ran := m.state.Status == statusRunning
 	m.state.exited(code, out.Message)
-	if !ran {
+	if !m.ran {
 		m.state.Status, m.state.Finished = statusCreated, time.Time{}
 	}
 	if err := m.saveState(m.id, &m.state); err != nil {

@@ -17,13 +17,26 @@ type sandbox struct {
 
 func newSandbox() *sandbox {
 	b := &sandbox{calls: make(chan func())}
-	go func() {
-		goruntime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		for call := range b.calls {
-			call()
-		}
-	}()
+	go b.work()
 	return b
+}
+
+func (b *sandbox) work() {
+	goruntime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+	if unix.Gettid() == unix.Getpid() {
+		// The process's first thread never ends, and the mount with it. It is held here until another one has done the work.
+		defer goruntime.UnlockOSThread()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			b.work()
+		}()
+		<-ended
+		return
+	}
+	for call := range b.calls {
+		call()
+	}
 }
 
 // begin runs f on the thread and returns where its result will be.
@@ -39,13 +52,16 @@ func (b *sandbox) do(f func() error) error { return <-b.begin(f) }
 func (b *sandbox) end() { close(b.calls) }
 
 // isolate gives the calling thread a mount namespace of its own, which hears of mounts and unmounts of the host and
-// tells nobody of its own.
-func isolate() error {
+// tells nobody of its own, with an empty tmpfs at dir.
+func isolate(dir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make a mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("make all mounts slaves of the host's: %w", err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=711,size=64m"); err != nil {
+		return fmt.Errorf("mount a tmpfs at %s: %w", dir, err)
 	}
 	return nil
 }

@@ -112,7 +112,8 @@ func (m *monitor) start(ctx context.Context, giveUp context.CancelCauseFunc) err
 	if err := m.proc.Start(); err != nil {
 		return err
 	}
-	return m.announce()
+	m.announce()
+	return nil
 }
 
 // mount mounts the tree in the sandbox; nobody answers yet.
@@ -138,9 +139,7 @@ func (m *monitor) serverJob() serverJob {
 // create makes the container up to the point before exec.
 func (m *monitor) create(ctx context.Context) error {
 	spec := newSpec(m.places, m.c, m.job.Width, m.job.Height)
-	if err := writeJSON(m.file(m.id, "config.json"), spec); err != nil {
-		return err
-	}
+	m.spec = spec
 	o := runtime.CreateOptions{
 		ID: m.id, Bundle: m.container(m.id), Spec: spec, Root: spec.Root.Path, CgroupPath: cgroupPath(m.id), Log: m.log,
 		Stdin: m.streams[0], Stdout: m.streams[1], Stderr: m.streams[2],
@@ -152,6 +151,9 @@ func (m *monitor) create(ctx context.Context) error {
 		}
 	}
 	err = m.box.do(func() (err error) {
+		if err := writeNetworkFiles(m.places, m.c); err != nil {
+			return err
+		}
 		m.proc, err = runtime.Create(ctx, o)
 		return err
 	})
@@ -161,13 +163,14 @@ func (m *monitor) create(ctx context.Context) error {
 	return err
 }
 
-// guard records the process before it runs, here and with the server, which ends it should we die.
+// guard records the process before it runs, here and with the server, which ends it should we die. Should both, then who looks next finds
+// it as running, and ends it.
 func (m *monitor) guard() error {
 	id, err := identify(m.proc.Pid())
 	if err != nil {
 		return err
 	}
-	m.state.Process = id
+	m.state.Process, m.state.Status, m.state.Started = id, statusRunning, time.Now().UTC()
 	pidfd, err := unix.PidfdOpen(id.PID, 0)
 	if err != nil {
 		return fmt.Errorf("open process %d: %w", id.PID, err)
@@ -180,12 +183,9 @@ func (m *monitor) guard() error {
 	return m.saveState(m.id, &m.state)
 }
 
-// announce records that the process runs, and tells the command line.
-func (m *monitor) announce() error {
-	m.state.Status, m.state.Started = statusRunning, time.Now().UTC()
-	if err := m.saveState(m.id, &m.state); err != nil {
-		return err
-	}
+// announce tells the command line that the process runs.
+func (m *monitor) announce() {
+	m.ran = true
 	var files []*os.File
 	if console := m.proc.Console(); console != nil && !m.c.Detached {
 		files = append(files, console)
@@ -193,7 +193,6 @@ func (m *monitor) announce() error {
 	if err := m.cli.send(fromMonitor{Started: true}, files...); err != nil {
 		m.log.Debug("the command line is gone", "err", err)
 	}
-	return nil
 }
 
 // fuseHandle is a /dev/fuse descriptor that may be closed at any time.

@@ -63,6 +63,7 @@ func (a *app) serveMount(job serverJob, o fs.MountOptions) error {
 	record, err := handOver(s, &job, o)
 	if err != nil {
 		s.wait(nil)
+		<-s.ended
 		if record != "" {
 			os.RemoveAll(record)
 		}

@@ -4,9 +4,12 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
 // The parts that the binary plays when it starts itself. Their names are its argv[0], so that ps(1) shows what is what.
@@ -17,13 +20,15 @@ const (
 )
 
 // reexec starts our own binary in another part, in a session of its own, with files as its descriptors from 0 on.
-func reexec(role string, args []string, files []*os.File) (*os.Process, error) {
-	return os.StartProcess("/proc/self/exe", append([]string{role}, args...), &os.ProcAttr{
-		Dir:   "/",
-		Env:   os.Environ(),
-		Files: files,
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
+func reexec(role string, args []string, files []*os.File) (*spawn.Process, error) {
+	attr := spawn.Attr{ProcAttr: syscall.ProcAttr{Dir: "/", Sys: &syscall.SysProcAttr{Setsid: true}}}
+	switch role {
+	case roleMonitor: // does one thing after the other, and mostly waits
+		attr.Env, attr.Slack = append(os.Environ(), "GOMAXPROCS=1"), time.Millisecond
+	case roleServer: // its buffers alone would start the collector
+		attr.Env = append(os.Environ(), "GOMAXPROCS=", "GOGC=200")
+	}
+	return spawn.Start("/proc/self/exe", append([]string{role}, args...), files, attr)
 }
 
 // playRole runs the part that argv[0] names and does not return; on the command line it does.

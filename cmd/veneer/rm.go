@@ -70,7 +70,7 @@ func (p places) rm(ref string, force bool) error {
 // stopNow has the monitor kill the container, and returns its lock when all is over.
 func (p places) stopNow(c *container) (*os.File, error) {
 	var monitor process
-	if err := readJSON(p.runFile(c.ID, "monitor.json"), &monitor); err == nil {
+	if err := readJSON(p.runFile(c.ID, "lock"), &monitor); err == nil {
 		monitor.signal(unix.SIGTERM)
 	}
 	return p.waitLock(c.ID)

@@ -127,11 +127,7 @@ func (a *app) fill(ctx context.Context, c *container, image string, b *before) e
 	if err := makeVolumeSources(c.Volumes); err != nil {
 		return err
 	}
-	p := a.places()
-	if err := writeNetworkFiles(p, c); err != nil {
-		return err
-	}
-	return p.publish(c)
+	return a.places().publish(c)
 }
 
 // container checks the flags and makes of them what does not need the image.

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	goruntime "runtime"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
 // What the command line and a monitor say to each other. The first message is a job; the end of the socket before it means that
@@ -49,7 +54,7 @@ type monitorClient struct {
 	c    *container
 	at   *attachment
 	link *link
-	proc *os.Process
+	proc *spawn.Process
 }
 
 // newMonitor claims the container's ID and name, and starts its monitor.
@@ -94,7 +99,7 @@ func (m *monitorClient) start(lock *os.File) error {
 	// Who wants the container gone before its process exists finds the monitor here. It ends with us if this fails.
 	id, err := identify(m.proc.Pid)
 	if err == nil {
-		err = writeJSON(p.runFile(m.c.ID, "monitor.json"), id)
+		err = json.NewEncoder(lock).Encode(id)
 	}
 	if err != nil {
 		m.abandon()
@@ -112,8 +117,9 @@ func (m *monitorClient) abandon() {
 func (m *monitorClient) follow(job monitorJob) error {
 	job.Width, job.Height = m.at.size()
 	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
 	defer signal.Stop(signals)
+	signal.Notify(signals, commonSignals...)
+	goruntime.GOMAXPROCS(1) // from here on we only pass things on
 	if err := m.link.send(toMonitor{Job: &job}); err != nil {
 		return m.lost(err)
 	}
@@ -135,14 +141,26 @@ func (m *monitorClient) follow(job monitorJob) error {
 			case e.Started && m.c.Detached:
 				fmt.Fprintln(m.app.stdout, m.c.ID)
 				return nil
-			case e.Started && len(e.files) > 0:
-				if err := m.at.terminal(e.files[0]); err != nil {
-					return err
+			case e.Started:
+				others := time.AfterFunc(othersDelay, func() { signal.Notify(signals) })
+				defer others.Stop()
+				if len(e.files) > 0 {
+					if err := m.at.terminal(e.files[0]); err != nil {
+						return err
+					}
 				}
 			}
 		}
 	}
 }
+
+// commonSignals are caught from the beginning, the others of sixty once the process has run for a moment: to catch one takes Go two
+// switches of threads, and all of them take more than the rest of what the command line does.
+var commonSignals = []os.Signal{
+	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGWINCH, unix.SIGALRM, unix.SIGTSTP,
+}
+
+const othersDelay = 100 * time.Millisecond
 
 type monitorEvent struct {
 	fromMonitor

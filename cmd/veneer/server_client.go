@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
 // What the server is told, by a monitor or by mount, and what it answers.
@@ -63,14 +65,15 @@ const (
 
 // serverClient is a server as who started it sees it.
 type serverClient struct {
-	proc   *os.Process
+	proc   *spawn.Process
 	link   *link
 	device string        // MAJ:MIN of the mount; "" before serve
 	opened chan struct{} // closed when it has opened what it was told to
 	ready  chan error    // one result of serve, or of an open that went wrong
-	died   chan struct{} // closed when it ended without having closed what it served
+	closed chan struct{} // closed when it has closed what it served, or ended without
+	died   chan struct{} // closed when it ended without
 	ended  chan struct{} // closed when it ended
-	err    error         // of closing; valid after ended
+	err    error         // of closing; valid after closed
 }
 
 // newServer starts a server, which waits for its job. Messages go to log, warnings also to user if it is not nil.
@@ -89,7 +92,7 @@ func newServer(args []string, lock, log, user *os.File) (*serverClient, error) {
 	if user == nil {
 		user = null
 	}
-	s := &serverClient{link: near, opened: make(chan struct{}), ready: make(chan error, 1), died: make(chan struct{}), ended: make(chan struct{})}
+	s := &serverClient{link: near, opened: make(chan struct{}), ready: make(chan error, 1), closed: make(chan struct{}), died: make(chan struct{}), ended: make(chan struct{})}
 	if s.proc, err = reexec(roleServer, args, []*os.File{null, null, log, far, lock, user}); err != nil {
 		near.Close()
 		return nil, err
@@ -100,7 +103,7 @@ func newServer(args []string, lock, log, user *os.File) (*serverClient, error) {
 
 func (s *serverClient) listen() {
 	defer close(s.ended)
-	closed := false
+	done := false
 	for {
 		var msg fromServer
 		if _, err := s.link.recv(&msg); err != nil {
@@ -111,14 +114,16 @@ func (s *serverClient) listen() {
 		case msg.Opened:
 			close(s.opened)
 		case msg.Closed:
-			closed, s.err = true, err
+			done, s.err = true, err
+			close(s.closed)
 		default:
 			s.ready <- err
 		}
 	}
 	s.proc.Wait()
-	if !closed {
+	if !done {
 		s.err = errServerDied
+		close(s.closed)
 		close(s.died)
 	}
 }
@@ -184,7 +189,7 @@ func (s *serverClient) await() error {
 // endLimit is how long a server may go on when its container has ended. Something outside must hold the mount then.
 const endLimit = 10 * time.Second
 
-// wait waits until the server has ended. A SIGTERM meanwhile ends it at once: what it answered is kept.
+// wait waits until the server has closed what it served: it ends then. A SIGTERM meanwhile ends it at once: what it answered is kept.
 func (s *serverClient) wait(signals <-chan os.Signal) error {
 	if s.device == "" {
 		s.link.Close() // it still waits for a mount
@@ -193,7 +198,7 @@ func (s *serverClient) wait(signals <-chan os.Signal) error {
 	defer late.Stop()
 	for {
 		select {
-		case <-s.ended:
+		case <-s.closed:
 			return s.err
 		case <-late.C:
 			abortConnection(s.device)

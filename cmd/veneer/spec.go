@@ -137,7 +137,7 @@ func fileMounts(p places, c *container) []specs.Mount {
 	for _, name := range networkFiles {
 		dst := "/etc/" + name
 		if !slices.ContainsFunc(c.Volumes, func(v volume) bool { return v.Destination == dst }) {
-			ms = append(ms, bindMount(p.file(c.ID, name), dst, c.ReadOnly))
+			ms = append(ms, bindMount(p.runFile(c.ID, name), dst, c.ReadOnly))
 		}
 	}
 	return ms
@@ -151,7 +151,8 @@ func bindMount(src, dst string, readOnly bool) specs.Mount {
 	return m
 }
 
-// writeNetworkFiles makes /etc/resolv.conf, hosts and hostname of c. On the host's network they say what the host's say.
+// writeNetworkFiles makes /etc/resolv.conf, hosts and hostname of c, on a thread of its mount namespace. On the host's network they say
+// what the host's say.
 func writeNetworkFiles(p places, c *container) error {
 	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
 		"fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
@@ -167,7 +168,7 @@ func writeNetworkFiles(p places, c *container) error {
 	for name, data := range map[string]string{
 		"resolv.conf": string(resolv), "hosts": hosts, "hostname": c.Hostname + "\n",
 	} {
-		if err := os.WriteFile(p.file(c.ID, name), []byte(data), 0o644); err != nil {
+		if err := os.WriteFile(p.runFile(c.ID, name), []byte(data), 0o644); err != nil {
 			return err
 		}
 	}

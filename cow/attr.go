@@ -31,6 +31,9 @@ func (f *FS) attrRUnlock(ino Ino) (unionfs.Attr, error) {
 	}
 	a := n.attr()
 	flags := n.flags
+	if n.slot != 0 {
+		flags &^= flagSparse
+	}
 	f.st.RUnlock()
 	if flags&(flagSparse|flagBacking) != 0 {
 		return f.hostAttr(a, flags)
@@ -48,7 +51,10 @@ func (f *FS) hostAttr(a unionfs.Attr, flags uint32) (unionfs.Attr, error) {
 		}
 		return a, nil
 	}
-	if flags&flagPlain == 0 {
+	if flags&flagPlain == 0 || flags&flagObject == 0 {
+		if flags&flagPlain != 0 {
+			a.Blocks = 0
+		}
 		return a, nil
 	}
 	o, err := f.objs.get(a.Ino, false)
@@ -60,8 +66,8 @@ func (f *FS) hostAttr(a unionfs.Attr, flags uint32) (unionfs.Attr, error) {
 		return a, nil
 	}
 	defer f.objs.put(o)
-	var st unix.Stat_t
-	if err := unix.Fstat(o.fd, &st); err != nil {
+	st, err := o.stat()
+	if err != nil {
 		return a, err
 	}
 	a.Blocks = st.Blocks
@@ -74,7 +80,7 @@ func (f *FS) hostAttr(a unionfs.Attr, flags uint32) (unionfs.Attr, error) {
 //	after:  what set names has its new value; ctime is now. A size changes mtime too; what a growing file gets is
 //	        zeros, and what a shrinking one loses is lost for good: it reads as zeros when the file grows again.
 //	        A new size or owner takes security.capability away, and set-id bits if the kernel asks.
-//	crash:  one record: all of it or nothing. The data object is cut after the record is written.
+//	crash:  one record: all of it or nothing. The data object is cut after the record is committed.
 func (f *FS) SetAttr(ino Ino, set unionfs.SetAttr) (unionfs.Attr, error) {
 	if f.ro {
 		return unionfs.Attr{}, syscall.EROFS
@@ -93,6 +99,11 @@ func (f *FS) SetAttr(ino Ino, set unionfs.SetAttr) (unionfs.Attr, error) {
 	}
 	if err := f.fold(ino); err != nil {
 		return unionfs.Attr{}, err
+	}
+	if resize {
+		if err := f.grow(ino, set.Size); err != nil {
+			return unionfs.Attr{}, err
+		}
 	}
 	before, err := f.setAttr(ino, &set)
 	if err != nil {
@@ -117,11 +128,6 @@ func (f *FS) setAttr(ino Ino, set *unionfs.SetAttr) (size int64, err error) {
 	}
 	size = m.size()
 	if set.Valid&unionfs.SetSize != 0 {
-		if set.Size > size {
-			if err := f.growObject(ino, size, set.Size); err != nil {
-				return 0, err
-			}
-		}
 		t.frees = set.Size < size
 		t.resize(ino, set.Size)
 		m.touch(t.now)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -56,11 +57,20 @@ func (b *backing) close() {
 
 // OpenBacking opens the one local file that holds all of ino's bytes, or returns nil if there is none: the shared
 // content of a file that has not changed, for reading only, or the data object of one that has nothing of the image.
+// A file of the pack has none to read; for writing it moves to a data object.
 //
 //	before: for writing: the file is plain.
 //	after:  the journal knows that the data object may change behind our back, until the last CloseBacking.
 //	crash:  recovery takes size and mtime from the data object.
 func (f *FS) OpenBacking(ino Ino, write bool) (*os.File, error) {
+	file, err := f.openBacking(ino, write)
+	if file != nil {
+		f.held.opened(ino)
+	}
+	return file, err
+}
+
+func (f *FS) openBacking(ino Ino, write bool) (*os.File, error) {
 	f.st.RLock()
 	m, err := f.peek(ino)
 	n := f.nodes[ino]
@@ -83,10 +93,36 @@ func (f *FS) OpenBacking(ino Ino, write bool) (*os.File, error) {
 	if err := f.fold(ino); err != nil {
 		return nil, err
 	}
-	if !write {
-		return f.openPlain(ino, false)
+	if write {
+		return f.openWritten(ino)
 	}
-	return f.openWritten(ino)
+	return f.openPlain(ino, false)
+}
+
+// held counts the files that were given to the kernel: an inode's data object must stay what it is until it closes them.
+type held struct {
+	mu sync.Mutex
+	n  map[Ino]int
+}
+
+func (h *held) opened(ino Ino) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.n[ino]++
+}
+
+func (h *held) closed(ino Ino) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.n[ino]--; h.n[ino] <= 0 {
+		delete(h.n, ino)
+	}
+}
+
+func (h *held) has(ino Ino) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.n[ino] > 0
 }
 
 // wholeImage reports whether size is that of the image's content: a file that was only cut has no bytes of ours.
@@ -98,23 +134,27 @@ func (f *FS) wholeImage(ino Ino, size int64) bool {
 // openPlain opens the data object of a plain file, with the size that the file has; it needs the data lock. It is open for
 // writing too, whatever it is for: so the caller knows that it is no shared content.
 func (f *FS) openPlain(ino Ino, create bool) (*os.File, error) {
-	size, err := f.sizeOf(ino)
-	if err != nil {
+	c, err := f.contentOf(ino, 0, 0)
+	if err != nil || c.slot != 0 && !create {
 		return nil, err
 	}
+	if err := f.leavePack(ino); err != nil {
+		return nil, err
+	}
+	size := c.size
 	o, err := f.objs.get(ino, create)
 	if err != nil || o == nil {
 		return nil, err
 	}
 	defer f.objs.put(o)
-	if err := o.trim(size); err != nil {
+	if err := f.trim(o, size); err != nil {
 		return nil, err
 	}
 	if err := o.setSize(size); err != nil {
 		return nil, err
 	}
-	f.objs.markDirty(ino)
-	return f.objs.openFile(ino, unix.O_RDWR)
+	f.objs.markDirty(ino, true)
+	return f.objs.openFile(ino)
 }
 
 // openWritten is openPlain for writing, with its record. It needs the data lock.
@@ -137,7 +177,7 @@ func (f *FS) openWritten(ino Ino) (_ *os.File, err error) {
 		b.writers++
 		return file, nil
 	}
-	own, err := f.objs.openFile(ino, unix.O_RDWR)
+	own, err := f.objs.openFile(ino)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +210,11 @@ func (f *FS) setBacking(ino Ino, b *backing) {
 
 // CloseBacking ends what OpenBacking began. The last writer's size and mtime become the file's.
 func (f *FS) CloseBacking(ino Ino, write bool) {
-	if !write || f.ro {
+	if f.ro {
+		return
+	}
+	f.held.closed(ino)
+	if !write {
 		return
 	}
 	t, err := f.begin()
@@ -201,7 +245,6 @@ func (t *tx) closeBacking(ino Ino, b *backing) error {
 	}
 	t.f.setBacking(ino, nil)
 	b.close() // nobody looks at it without st and an entry in backings
-	t.f.objs.markDirty(ino)
 	return nil
 }
 
@@ -218,6 +261,7 @@ func (t *tx) noBacking(ino Ino, b *backing) (seen unionfs.Time, err error) {
 	if seen != b.mtime {
 		m.touch(seen)
 	}
+	t.f.objs.markDirty(ino, true)
 	t.frees = true // not so, but what the kernel has written must be known
 	t.tag(tagNoBacking, ino)
 	t.u(uint64(size))
@@ -288,7 +332,7 @@ func (f *FS) recoverBackings() error {
 			delete(f.backings, ino)
 			continue
 		}
-		file, err := f.objs.openFile(ino, unix.O_RDWR)
+		file, err := f.objs.openFile(ino)
 		if err != nil {
 			return fmt.Errorf("size of inode %d: %w", ino, err)
 		}

@@ -60,7 +60,7 @@ func TestCutContentHasNoBacking(t *testing.T) {
 
 func TestBackingsTellWhoseTheyAre(t *testing.T) {
 	x := newFixture(t, smallImage())
-	sh, own := x.ino("bin/sh"), x.create(unionfs.Root, "own", "hello")
+	sh, own, small := x.ino("bin/sh"), x.create(unionfs.Root, "own", string(make([]byte, packMax+1))), x.create(unionfs.Root, "small", "hello")
 	x.img.local = t.TempDir()
 	must(t, os.WriteFile(filepath.Join(x.img.local, strconv.FormatUint(sh, 10)), []byte(imageText(sh, 100_000)), 0o600))
 	for _, c := range []struct {
@@ -72,6 +72,12 @@ func TestBackingsTellWhoseTheyAre(t *testing.T) {
 		if err != nil || flags&unix.O_ACCMODE != c.access {
 			t.Errorf("%s is open with flags %x, %v", c.name, flags, err)
 		}
+	}
+	if x.backing(small, false) != nil {
+		t.Error("a file of the pack has a backing")
+	}
+	if x.backing(small, true) == nil || x.backing(small, false) == nil || x.read(small) != "hello" {
+		t.Error("a file of the pack does not move when it is opened for writing")
 	}
 }
 
@@ -234,6 +240,7 @@ func TestForgottenBackingIsGone(t *testing.T) {
 	must(t, x.Unlink(unionfs.Root, "f"))
 	x.CloseBacking(ino, true)
 	x.Forget(ino)
+	must(t, x.Sync())
 	if _, err := os.Stat(filepath.Join(x.dir, objectName(ino))); !os.IsNotExist(err) {
 		t.Errorf("data object: %v", err)
 	}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
+	"runtime"
 	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/veneerfs/veneer/unionfs"
 )
@@ -16,17 +19,20 @@ const (
 	checkpointTmp  = "checkpoint.tmp"
 )
 
-// A checkpoint replaces the journal by the delta that it led to.
+// A checkpoint replaces the journal by the delta that it led to, while operations go on.
 //
 //	before:  checkpoint C, journal.N
-//	0 fsync  journal.N, first while operations go on, then what has come since under op: so that from here on only
-//	         the last journal can have a torn tail
-//	1 write  checkpoint.tmp: all of the delta, "continue with journal.N+1"
-//	2 create journal.N+1, empty: it continues journal.N, and takes all records from here on. op is given up
-//	3 fsync  checkpoint.tmp, rename it to checkpoint, fsync the directory     <- from here on the new one counts
-//	4 remove journal.N
+//	0 commit first while operations go on, then fsync what has come since under op: so that from here on only the last
+//	         journal can have a torn tail
+//	1 create checkpoint.tmp: "the delta after record S, continue with journal.N+1"
+//	2 create journal.N+1, empty: it continues journal.N, and takes all records from here on
+//	3 write  all nodes as they were after S into checkpoint.tmp, some at a time, and those that are about to change
+//	         before they do
+//	4 fsync  the data that its nodes show, checkpoint.tmp, rename it to checkpoint, fsync the directory
+//	         <- from here on the new one counts, and S is committed
+//	5 remove journal.N
 //
-// A crash, or an error, before 2 is done leaves C and journal.N; before 3, C and both journals, which is the same
+// A crash, or an error, before 2 is done leaves C and journal.N; before 4, C and both journals, which is the same
 // state; after it, the new checkpoint and a journal.N that recovery, or the next checkpoint, removes.
 
 // maybeCheckpoint begins to compact a journal that has grown long. It needs op.
@@ -35,41 +41,41 @@ func (f *FS) maybeCheckpoint() {
 		return
 	}
 	f.compacting = true
-	f.compactor.Add(1)
+	f.background.Add(1)
 	go f.compact()
 }
 
 func (f *FS) compact() {
-	defer f.compactor.Done()
-	err := f.syncJournal()
+	defer f.background.Done()
+	err := f.commit()
 	f.op.Lock()
-	defer f.op.Unlock()
-	f.compacting = false
 	if err == nil && !f.closed {
-		var c *checkpoint
-		if c, err = f.startCheckpoint(); err == nil {
-			f.compacting = true
-			f.op.Unlock()
-			err = c.publish()
-			f.op.Lock()
-			f.compacting = false
-			f.endCheckpoint(c, err)
-		}
+		err = f.checkpointSlowly()
 	}
+	f.compacting = false
 	if err != nil {
 		// Nothing is lost, the journal just goes on.
 		f.checkpointDue = f.journal.size() + f.opts.CheckpointBytes
 		f.opts.Log.Warn("the journal is not compacted", "error", err)
 	}
+	f.op.Unlock()
+	f.reap()
 }
 
-// checkpoint is one on its way.
-type checkpoint struct {
-	disk *disk
-	file *os.File // checkpoint.tmp, written
-	size int64
-	gen  uint64 // of the first journal that is not in it
-	seq  uint64 // of the last record that is
+// checkpointSlowly writes one and gives up op in between. It needs op.
+func (f *FS) checkpointSlowly() error {
+	c, err := f.startCheckpoint()
+	if err != nil {
+		return err
+	}
+	f.dumpNodes(c, true)
+	if err = f.endDump(c); err == nil {
+		f.op.Unlock()
+		err = f.publish(c)
+		f.op.Lock()
+	}
+	f.endCheckpoint(c, err)
+	return err
 }
 
 // checkpoint writes one from beginning to end. It needs op.
@@ -78,22 +84,35 @@ func (f *FS) checkpoint() error {
 	if err != nil {
 		return err
 	}
-	err = c.publish()
+	f.dumpNodes(c, false)
+	if err = f.endDump(c); err == nil {
+		err = f.publish(c)
+	}
 	f.endCheckpoint(c, err)
 	return err
+}
+
+// checkpoint is one on its way. Guarded by op until endDump.
+type checkpoint struct {
+	frameWriter
+	gen  uint64 // of the first journal that is not in it
+	seq  uint64 // of the last record that is
+	next Ino    // FS.next after that
 }
 
 // startCheckpoint is steps 0 to 2. It needs op.
 func (f *FS) startCheckpoint() (*checkpoint, error) {
 	old := f.journal
 	lost := old.sync()
-	c := &checkpoint{disk: f.disk, gen: old.gen + 1, seq: old.seq}
-	if err := f.writeCheckpoint(c); err != nil {
-		return nil, fmt.Errorf("write checkpoint: %w", err)
-	}
-	next, err := createJournal(f.disk, f.treeID, c.gen, c.seq)
+	c, err := f.beginDump(old.gen+1, old.last())
 	if err != nil {
-		c.file.Close()
+		return nil, err
+	}
+	next, err := createJournal(f.disk, f.treeID, f.boot, c.gen, c.seq)
+	if err != nil {
+		f.dump = nil
+		f.markDumped()
+		c.file.close()
 		return nil, err
 	}
 	next.failed = lost // until the checkpoint makes up for it
@@ -104,18 +123,111 @@ func (f *FS) startCheckpoint() (*checkpoint, error) {
 	return c, nil
 }
 
-// publish is steps 3 and 4. It needs no lock.
-func (c *checkpoint) publish() error {
-	err := c.disk.sync("sync checkpoint", c.file)
-	c.file.Close()
+// beginDump is step 1: from here on nodes are dumped before they change. It needs op.
+func (f *FS) beginDump(gen, seq uint64) (*checkpoint, error) {
+	file, err := f.disk.create("create checkpoint", checkpointTmp, unix.O_TRUNC)
+	if err != nil {
+		return nil, fmt.Errorf("create checkpoint: %w", err)
+	}
+	f.freed.mu.Lock()
+	defer f.freed.mu.Unlock()
+	h := header{
+		magic: checkpointMagic, tree: f.treeID, gen: gen, seq: seq, salt: rand.Uint64(),
+		count: uint64(len(f.nodes) + len(f.freed.ended)),
+	}
+	c := &checkpoint{gen: gen, seq: seq, next: f.next}
+	c.frameWriter = frameWriter{file: file, sum: saltSum(h.salt), buf: h.encode()}
+	c.startFrame()
+	c.bitmap(tagDead, unionfs.Root, f.dead)
+	for _, n := range f.freed.ended {
+		c.node(n)
+	}
+	f.dump = c
+	f.dumpMark = !f.dumpMark
+	return c, nil
+}
+
+// dumpNow dumps a node that the checkpoint that is on its way does not have yet. It needs op.
+func (f *FS) dumpNow(n *node) {
+	if f.dump == nil || n.dumped == f.dumpMark {
+		return
+	}
+	f.dump.node(n)
+	n.dumped = f.dumpMark
+	if b := f.backings[n.ino]; b != nil && n.flags&flagBacking != 0 {
+		f.dump.buf = binary.AppendUvarint(append(f.dump.buf, tagBacking), n.ino)
+		f.dump.buf = appendTime(f.dump.buf, b.mtime.Sec, b.mtime.Nsec)
+		f.dump.room()
+	}
+}
+
+// dumpSlice is how long op is held at a time.
+const dumpSlice = time.Millisecond
+
+// dumpNodes is step 3; with pauses, operations go on. It needs op.
+func (f *FS) dumpNodes(c *checkpoint, pauses bool) {
+	start, i := time.Now(), 0
+	for _, n := range f.nodes { // a map may change between two steps of a loop over it
+		f.dumpNow(n)
+		c.flushLong()
+		if i++; pauses && i%64 == 0 && time.Since(start) > dumpSlice {
+			f.op.Unlock()
+			runtime.Gosched()
+			f.op.Lock()
+			start = time.Now()
+		}
+	}
+}
+
+// endDump ends step 3. It needs op.
+func (f *FS) endDump(c *checkpoint) error {
+	f.dump = nil
+	if c.err != nil {
+		f.markDumped()
+	}
+	if len(c.buf) == c.at+frameHeader {
+		c.buf = c.buf[:c.at]
+	} else {
+		c.endFrame()
+	}
+	c.startFrame()
+	c.buf = binary.AppendUvarint(append(c.buf, tagEnd), c.next)
+	c.endFrame()
+	c.flush()
+	if c.err != nil {
+		c.file.close()
+		return fmt.Errorf("write checkpoint: %w", c.err)
+	}
+	return nil
+}
+
+// markDumped makes the marks of all nodes the same after a dump that did not come to its end. It needs op.
+func (f *FS) markDumped() {
+	for _, n := range f.nodes {
+		n.dumped = f.dumpMark
+	}
+}
+
+// publish is steps 4 and 5. It needs no lock.
+func (f *FS) publish(c *checkpoint) error {
+	if err := f.syncData(true); err != nil {
+		c.file.close()
+		return err
+	}
+	return f.publishDump(c)
+}
+
+func (f *FS) publishDump(c *checkpoint) error {
+	err := c.file.sync("sync checkpoint")
+	c.file.close()
 	if err == nil {
-		err = c.disk.rename(checkpointTmp, checkpointName)
+		err = f.disk.rename(checkpointTmp, checkpointName)
 	}
 	if err == nil {
-		err = c.disk.syncDir(".")
+		err = f.disk.syncDir(".")
 	}
 	if err == nil {
-		err = removeJournals(c.disk, c.gen)
+		err = removeJournals(f.disk, c.gen)
 	}
 	if err != nil {
 		return fmt.Errorf("publish checkpoint: %w", err)
@@ -130,7 +242,9 @@ func (f *FS) endCheckpoint(c *checkpoint, err error) {
 	}
 	f.journal.recovered()
 	f.checkpointAt = c.seq
-	f.checkpointDue = max(f.opts.CheckpointBytes, 2*c.size)
+	f.checkpointDue = max(f.opts.CheckpointBytes, 2*c.off)
+	f.marked = max(f.marked, c.seq)
+	f.committedUpTo(c.seq)
 }
 
 // removeJournals removes all generations before gen.
@@ -143,49 +257,16 @@ func removeJournals(d *disk, gen uint64) error {
 		if g >= gen {
 			break
 		}
-		if err := d.remove(journalName(g)); err != nil {
+		if err := d.remove("remove journal", journalName(g)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// writeCheckpoint is step 1. It needs op.
-func (f *FS) writeCheckpoint(c *checkpoint) (err error) {
-	if c.file, err = f.disk.create(checkpointTmp); err != nil {
-		return err
-	}
-	h := header{magic: checkpointMagic, tree: f.treeID, gen: c.gen, seq: c.seq, salt: rand.Uint64(), count: uint64(len(f.nodes))}
-	w := &frameWriter{disk: f.disk, file: c.file, sum: saltSum(h.salt), buf: h.encode()}
-	w.startFrame()
-	w.bitmap(tagDead, unionfs.Root, f.dead)
-	for ino, n := range f.nodes {
-		w.node(n)
-		if b := f.backings[ino]; b != nil && n.flags&flagBacking != 0 {
-			w.buf = binary.AppendUvarint(append(w.buf, tagBacking), ino)
-			w.buf = appendTime(w.buf, b.mtime.Sec, b.mtime.Nsec)
-			w.room()
-		}
-	}
-	if len(w.buf) == w.at+frameHeader {
-		w.buf = w.buf[:w.at]
-	} else {
-		w.endFrame()
-	}
-	w.startFrame()
-	w.buf = binary.AppendUvarint(append(w.buf, tagEnd), f.next)
-	w.endFrame()
-	w.flush()
-	if c.size = w.off; w.err != nil {
-		c.file.Close()
-	}
-	return w.err
-}
-
 // frameWriter writes frames one after the other. After an error it does nothing.
 type frameWriter struct {
-	disk *disk
-	file *os.File
+	file *file
 	sum  uint32
 	seq  uint64
 	off  int64
@@ -205,10 +286,18 @@ func (w *frameWriter) room() {
 		return
 	}
 	w.endFrame()
-	if len(w.buf) >= flushTarget {
-		w.flush()
-	}
 	w.startFrame()
+}
+
+// flushLong writes what has gathered, but for the frame that is not ended.
+func (w *frameWriter) flushLong() {
+	if w.at < flushTarget {
+		return
+	}
+	rest := slices.Clone(w.buf[w.at:])
+	w.buf = w.buf[:w.at]
+	w.flush()
+	w.buf, w.at = append(w.buf, rest...), 0
 }
 
 func (w *frameWriter) startFrame() {
@@ -223,7 +312,7 @@ func (w *frameWriter) endFrame() {
 
 func (w *frameWriter) flush() {
 	if w.err == nil {
-		w.err = w.disk.write("write checkpoint", w.file, w.buf, w.off)
+		_, w.err = w.file.write("write checkpoint", w.buf, w.off)
 	}
 	w.off += int64(len(w.buf))
 	w.buf = w.buf[:0]
@@ -232,11 +321,16 @@ func (w *frameWriter) flush() {
 // node writes all that is known of an inode.
 func (w *frameWriter) node(n *node) {
 	w.buf = binary.AppendUvarint(append(w.buf, tagNode), n.ino)
-	for _, v := range [...]uint64{uint64(n.flags &^ flagBacking), uint64(n.mode), uint64(n.nlink), uint64(n.uid), uint64(n.gid), n.val} {
+	for _, v := range [...]uint64{uint64(n.flags & flagsKept), uint64(n.mode), uint64(n.nlink), uint64(n.uid), uint64(n.gid), n.val} {
 		w.buf = binary.AppendUvarint(w.buf, v)
 	}
 	for i := range n.sec {
 		w.buf = appendTime(w.buf, n.sec[i], n.nsec[i])
+	}
+	if n.slot != 0 {
+		w.buf = binary.AppendUvarint(append(w.buf, tagSlot), n.ino)
+		w.buf = binary.AppendUvarint(w.buf, uint64(n.slot.unit()))
+		w.buf = binary.AppendUvarint(w.buf, uint64(n.slot.class()))
 	}
 	w.room()
 	if n.x == nil {
@@ -333,6 +427,13 @@ func (f *FS) readCheckpoint(b []byte, h *header) error {
 		}
 		return f.apply(payload)
 	})
+	if h.version < 2 { // which has no pack
+		for _, n := range f.nodes {
+			if n.isRegular() && (n.flags&flagPlain != 0 || n.runs() != nil) {
+				n.flags |= flagObject
+			}
+		}
+	}
 	switch {
 	case err != nil:
 		return err

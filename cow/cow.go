@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +34,13 @@ type Options struct {
 	// OpenObjects is how many data objects are kept open. 0 means 256.
 	OpenObjects int
 
+	// CommitInterval is after how long what was answered is on stable storage at the latest (commit.go). 0 means five
+	// seconds; negative: only Fsync, Sync and checkpoints see to it, and nothing is done in the background.
+	CommitInterval time.Duration
+
 	fault func(step string) error // see disk.fault
+	trace func(c diskCall)        // see disk.trace
+	boot  uint64                  // names the boot of the machine; 0 means that it is asked
 }
 
 // FS is a container's tree: the image tree and what the container changed. See the package comment.
@@ -45,6 +53,8 @@ type FS struct {
 
 	data [64]sync.Mutex // by inode: see dataLock
 
+	held held // data objects that the kernel has
+
 	op     sync.Mutex // held by the operation that changes the delta
 	tx     tx         // guarded by op
 	closed bool       // guarded by op
@@ -53,14 +63,31 @@ type FS struct {
 	jmu     sync.Mutex // innermost
 	disk    *disk
 	objs    *objects
+	pack    *pack // nil until the delta is recovered
 	lock    *os.File
 	treeID  [16]byte
+	boot    uint64 // names the boot of the machine
+
+	// The state of commits (commit.go).
+	flushMu   sync.Mutex    // held over what syncs data; taken under op too
+	changed   atomic.Uint64 // sequence number of the last record that is a change
+	committed atomic.Uint64 // up to here everything is on stable storage
+	marked    uint64        // up to here tagCommit says so; guarded by op
+	freed     freedList
+	timed     bool // timer runs; guarded by op
+	sinceLook int  // changes since the bounds were looked at; guarded by op
+	timer     *time.Timer
+	wake      chan struct{}
+	stop      chan struct{} // closed by Close
 
 	// The state of checkpoints; guarded by op.
-	checkpointAt  uint64 // sequence number that the last one includes
-	checkpointDue int64  // length of the journal at which to write the next one
-	compacting    bool   // one is on its way
-	compactor     sync.WaitGroup
+	checkpointAt  uint64      // sequence number that the last one includes
+	checkpointDue int64       // length of the journal at which to write the next one
+	compacting    bool        // one is on its way
+	dump          *checkpoint // that nodes are written to, or nil
+	dumpMark      bool        // what new nodes have as dumped, and all while there is no dump
+
+	background sync.WaitGroup
 
 	st       sync.RWMutex // guards what follows; written only under op too
 	nodes    map[Ino]*node
@@ -79,6 +106,9 @@ func newFS(tree *unionfs.Tree, c Contents, o Options) *FS {
 	if o.OpenObjects == 0 {
 		o.OpenObjects = 256
 	}
+	if o.CommitInterval == 0 {
+		o.CommitInterval = commitInterval
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -88,6 +118,8 @@ func newFS(tree *unionfs.Tree, c Contents, o Options) *FS {
 	}
 	f.next = f.maxImage + 1
 	f.tx.f = f
+	f.freed.ended = make(map[Ino]*node)
+	f.held.n = make(map[Ino]int)
 	return f
 }
 
@@ -121,7 +153,7 @@ func ReadOnly(tree *unionfs.Tree, c Contents) *FS {
 // *LockedError: another server uses dir. *DamageError, *VersionError, *TreeError: what is in dir cannot be used.
 func Open(dir string, tree *unionfs.Tree, c Contents, o Options) (*FS, error) {
 	f := newFS(tree, c, o)
-	f.disk = &disk{dir: dir, fault: o.fault}
+	f.disk = &disk{dir: dir, fault: o.fault, trace: o.trace}
 	f.objs = newObjects(f.disk, f.opts.OpenObjects)
 	if err := os.MkdirAll(f.disk.path("data"), 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
@@ -134,7 +166,24 @@ func Open(dir string, tree *unionfs.Tree, c Contents, o Options) (*FS, error) {
 		f.release()
 		return nil, fmt.Errorf("recover %s: %w", dir, err)
 	}
+	f.startBackground()
 	return f, nil
+}
+
+func (f *FS) startBackground() {
+	f.timer, f.wake, f.stop = time.NewTimer(time.Hour), make(chan struct{}, 1), make(chan struct{})
+	f.timer.Stop()
+	if !f.inline() {
+		f.background.Add(1)
+		go f.committer()
+	}
+}
+
+// stopBackground waits until nothing is done any more but by the caller. closed is set, and it is called once.
+func (f *FS) stopBackground() {
+	close(f.stop)
+	f.background.Wait()
+	f.timer.Stop()
 }
 
 func lockDir(d *disk) (*os.File, error) {
@@ -160,7 +209,10 @@ func (f *FS) release() {
 		b.close()
 	}
 	if f.journal != nil {
-		f.journal.file.Close()
+		f.journal.file.close()
+	}
+	if f.pack != nil {
+		f.pack.close()
 	}
 	f.lock.Close()
 }
@@ -175,23 +227,34 @@ func (f *FS) Close() error {
 	closed := f.closed
 	f.closed = true // no new operation, and so no new checkpoint
 	f.op.Unlock()
-	f.compactor.Wait()
 	if closed {
 		return nil
 	}
+	f.stopBackground()
 	f.op.Lock()
-	defer f.op.Unlock()
 	err := f.closeBackings()
-	if f.journal.seq != f.checkpointAt {
-		if e := f.objs.syncAll(); err == nil {
+	if f.changed.Load() != f.checkpointAt {
+		if e := f.syncData(false); err == nil {
 			err = e
 		}
 		if e := f.checkpoint(); err == nil {
 			err = e
 		}
 	}
+	f.op.Unlock()
+	f.reap()
 	f.release()
 	return err
+}
+
+// syncData puts the content of files on stable storage: all that was written, or what records expose.
+func (f *FS) syncData(onlyExposed bool) error {
+	f.flushMu.Lock()
+	defer f.flushMu.Unlock()
+	if err := f.pack.sync(); err != nil {
+		return err
+	}
+	return f.objs.syncAll(onlyExposed)
 }
 
 // Sync puts everything that was answered on stable storage.
@@ -201,13 +264,24 @@ func (f *FS) Sync() error {
 	}
 	f.st.RLock()
 	for ino := range f.backings { // the kernel writes these without a word
-		f.objs.markDirty(ino)
+		f.objs.markDirty(ino, true)
 	}
 	f.st.RUnlock()
-	if err := f.objs.syncAll(); err != nil {
+	if err := f.syncData(false); err != nil {
 		return err
 	}
-	return f.syncJournal()
+	return f.commitAndReap()
+}
+
+// commitAndReap is commit for callers without locks.
+func (f *FS) commitAndReap() error {
+	err := f.commit()
+	if f.inline() {
+		f.reap()
+	} else {
+		f.nudge()
+	}
+	return err
 }
 
 func (f *FS) syncJournal() error {
@@ -239,18 +313,22 @@ func (f *FS) Fsync(ino Ino, dataOnly bool) error {
 	}
 	f.st.RLock()
 	n := f.nodes[ino]
-	ours := n != nil && n.isRegular() && (n.flags&flagPlain != 0 || n.runs() != nil)
+	object, packed := n != nil && n.flags&flagObject != 0, n != nil && n.slot != 0
 	f.st.RUnlock()
 	if n == nil {
 		return nil
 	}
-	// The object first: a journal that promises bytes must not be on the disk before them.
-	if ours {
-		if err := f.objs.syncOne(ino); err != nil {
-			return err
-		}
+	var err error
+	switch {
+	case packed:
+		err = f.pack.sync()
+	case object:
+		err = f.objs.syncOne(ino)
 	}
-	return f.syncJournal()
+	if err != nil {
+		return err
+	}
+	return f.commitAndReap()
 }
 
 // StatFS is the host file system's, which is what limits a container.

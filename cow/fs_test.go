@@ -122,6 +122,7 @@ type fixture struct {
 func newFixture(t testing.TB, entries []unionfs.Entry) *fixture {
 	t.Helper()
 	x := &fixture{t: t, img: newImage(t, entries), dir: t.TempDir()}
+	x.opts.CommitInterval = -1
 	x.opts.Clock = func() unionfs.Time {
 		x.tick++
 		return unionfs.Time{Sec: 2_000_000_000 + x.tick, Nsec: uint32(x.tick)}
@@ -151,7 +152,7 @@ func abandon(f *FS) {
 	if closed {
 		return
 	}
-	f.compactor.Wait()
+	f.stopBackground()
 	f.release()
 }
 

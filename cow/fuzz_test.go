@@ -59,6 +59,7 @@ func resealed(b []byte, first uint64) []byte {
 func tryState(t *testing.T, img *image, name string, b []byte) {
 	dir := fastDir(t)
 	must(t, os.WriteFile(filepath.Join(dir, name), b, 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, packName), make([]byte, 16<<10), 0o600))
 	f, err := Open(dir, img.tree, img, Options{})
 	if err != nil {
 		return

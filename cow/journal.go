@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -34,10 +33,11 @@ const (
 //	32  generation uint64: of the journal; in a checkpoint, of the first journal that is not in it
 //	40  sequence   uint64: of the last record before the journal; of the last in the checkpoint
 //	48  salt       uint64: random, so that nobody can write a record into a file that is taken for one of ours
-//	56  count      uint64: nodes of a checkpoint
+//	56  count      uint64: nodes of a checkpoint; in a journal, the boot of the machine that its records were written in,
+//	               0 if that is not known
 const (
 	headerSize    = 64
-	formatVersion = 1
+	formatVersion = 2 // 1 has no pack, no commits and no boots
 )
 
 var (
@@ -47,12 +47,13 @@ var (
 )
 
 type header struct {
-	magic [8]byte
-	tree  [16]byte
-	gen   uint64
-	seq   uint64
-	salt  uint64
-	count uint64
+	magic   [8]byte
+	version uint32
+	tree    [16]byte
+	gen     uint64
+	seq     uint64
+	salt    uint64
+	count   uint64
 }
 
 func (h *header) encode() []byte {
@@ -83,7 +84,7 @@ func decodeHeader(b []byte, file string, magic [8]byte, tree [16]byte) (header, 
 	if binary.LittleEndian.Uint32(b[8:]) == 0 || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[16:headerSize], castagnoli) {
 		return h, &DamageError{file, 12, "the header is damaged"}
 	}
-	h.magic = magic
+	h.magic, h.version = magic, binary.LittleEndian.Uint32(b[8:])
 	copy(h.tree[:], b[16:])
 	h.gen = binary.LittleEndian.Uint64(b[32:])
 	h.seq = binary.LittleEndian.Uint64(b[40:])
@@ -131,7 +132,7 @@ func cutFrame(b []byte, sum uint32) (seq uint64, payload []byte) {
 type journal struct {
 	disk *disk
 	name string // in the state directory
-	file *os.File
+	file *file
 	gen  uint64
 	sum  uint32 // of the salt
 
@@ -148,26 +149,27 @@ type journal struct {
 func journalName(gen uint64) string { return fmt.Sprintf("journal.%d", gen) }
 
 // createJournal makes the journal of a generation. Its header is written aside: a crash leaves all of it or none.
-func createJournal(d *disk, tree [16]byte, gen, seq uint64) (*journal, error) {
-	h := header{magic: journalMagic, tree: tree, gen: gen, seq: seq, salt: rand.Uint64()}
+func createJournal(d *disk, tree [16]byte, boot, gen, seq uint64) (*journal, error) {
+	h := header{magic: journalMagic, tree: tree, gen: gen, seq: seq, salt: rand.Uint64(), count: boot}
 	const tmp = "journal.tmp"
-	file, err := d.create(tmp)
+	file, err := d.create("create journal", tmp, unix.O_TRUNC)
 	if err != nil {
 		return nil, err
 	}
 	name := journalName(gen)
-	err = d.write("write journal header", file, h.encode(), 0)
+	_, err = file.write("write journal header", h.encode(), 0)
 	if err == nil {
 		err = d.rename(tmp, name)
 	}
 	if err != nil {
-		file.Close()
+		file.close()
 		return nil, fmt.Errorf("create %s: %w", name, err)
 	}
+	file.name = name
 	j := &journal{disk: d, name: name, file: file, gen: gen, sum: saltSum(h.salt), off: headerSize, seq: seq}
 	if err := j.reserve(0, false); err != nil {
-		file.Close()
-		return nil, errors.Join(fmt.Errorf("create %s: %w", name, err), d.remove(name))
+		file.close()
+		return nil, errors.Join(fmt.Errorf("create %s: %w", name, err), d.remove("remove journal", name))
 	}
 	return j, nil
 }
@@ -186,7 +188,7 @@ func (j *journal) reserve(n int64, frees bool) error {
 	}
 	// Only what is not reserved yet: tmpfs gives all of the range back when it cannot give all of it.
 	from := max(j.off, j.room)
-	err := j.disk.reserve("reserve journal", j.file, from, n+reserveChunk)
+	err := j.file.allocate("reserve journal", 0, from, n+reserveChunk)
 	if err == nil {
 		j.room = from + n + reserveChunk
 		return nil
@@ -206,15 +208,29 @@ func (j *journal) append(frame []byte, frees bool) error {
 		return fmt.Errorf("append to journal: %w", err)
 	}
 	seal(frame, j.seq+1, j.sum)
-	if err := j.disk.write("append to journal", j.file, frame, j.off); err != nil {
+	if _, err := j.file.write("append to journal", frame, j.off); err != nil {
 		// Should this fail too: what is left there is no whole record, so it is a torn tail until it is overwritten.
-		_ = j.disk.truncate("cut journal", j.file, j.off)
+		_ = j.file.truncate("cut journal", j.off)
 		j.room = j.off // the blocks after it went too
 		return fmt.Errorf("append to journal: %w", err)
 	}
 	j.off += int64(len(frame))
 	j.seq++
 	return nil
+}
+
+// last is the sequence number of the last record.
+func (j *journal) last() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.seq
+}
+
+// durable is up to where the journal is known to be on stable storage.
+func (j *journal) durable() int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.synced
 }
 
 func (j *journal) size() int64 {
@@ -236,7 +252,7 @@ func (j *journal) sync() error {
 	if failed != nil || done {
 		return failed
 	}
-	err := j.disk.sync("sync journal", j.file)
+	err := j.file.sync("sync journal")
 	if err == nil && !named {
 		err = j.disk.syncDir(".")
 	}
@@ -258,7 +274,7 @@ func (j *journal) retire() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.synced = j.off // those who wait for syncMu have nothing to do
-	j.file.Close()
+	j.file.close()
 }
 
 // recovered forgets a failure whose records a checkpoint has.
@@ -311,19 +327,4 @@ func checkTail(b []byte, pos int, file string, sum uint32, want uint64) error {
 }
 
 // readWhole maps nothing and trusts nothing: it reads a file of the state directory into memory.
-func readWhole(d *disk, name string) ([]byte, error) {
-	file, err := d.open(name, unix.O_RDONLY)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	st, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	b := make([]byte, st.Size())
-	if _, err := io.ReadFull(file, b); err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	return b, nil
-}
+func readWhole(d *disk, name string) ([]byte, error) { return os.ReadFile(d.path(name)) }

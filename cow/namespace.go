@@ -336,7 +336,7 @@ func (f *FS) Readlink(ino Ino) (string, error) {
 // Forget ends an inode that has no name and that the kernel does not know any more; for all others it does nothing.
 //
 //	before: nlink is 0.
-//	after:  the number means nothing (ESTALE) and is never used again; the data object is removed.
+//	after:  the number means nothing (ESTALE) and is never used again; after the next commit its content is gone.
 //	crash:  the same: recovery ends all inodes without a name.
 func (f *FS) Forget(ino Ino) {
 	if f.ro {
@@ -349,28 +349,29 @@ func (f *FS) Forget(ino Ino) {
 	if !orphan {
 		return
 	}
+	lock := f.dataLock(ino)
+	lock.Lock() // no write is under way
+	defer lock.Unlock()
 	f.op.Lock()
 	defer f.op.Unlock()
-	if f.closed {
-		return
-	}
-	if err := f.end(n); err != nil {
-		f.opts.Log.Error("a removed file's data stays until the next start", "ino", ino, "error", err)
+	if !f.closed {
+		f.end(n)
 	}
 }
 
-// end removes an orphan: first its data object, so that a crash between leaves an orphan to recover. It needs op.
-func (f *FS) end(n *node) error {
+// end takes an orphan away. What it had is given back when the record that took its last name is committed. It needs op.
+func (f *FS) end(n *node) {
 	if f.nodes[n.ino] != n || n.nlink != 0 {
-		return nil // Forget ran twice, or a Link came first
+		return // Forget ran twice, or a Link came first
 	}
-	if n.isRegular() {
-		if err := f.objs.remove(n.ino); err != nil {
-			return err
-		}
+	f.dumpNow(n)
+	seq := f.journal.last()
+	if n.flags&flagObject != 0 {
+		f.freed.add(freed{seq: seq, ino: n.ino, ended: true}, n)
 	}
 	f.st.Lock()
 	defer f.st.Unlock()
+	f.setSlot(n, 0)
 	if b := f.backings[n.ino]; b != nil {
 		b.close()
 		delete(f.backings, n.ino)
@@ -379,5 +380,4 @@ func (f *FS) end(n *node) error {
 	if f.inImage(n.ino) {
 		f.dead.set(n.ino, f.maxImage+1)
 	}
-	return nil
 }

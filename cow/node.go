@@ -71,6 +71,10 @@ const (
 	flagSparse                      // regular: has holes; st_blocks is what the host says
 	flagLinkable                    // made by Tmpfile: may get its first name with nlink 0
 	flagBacking                     // a write backing is open: size and mtime are those of the data object
+	flagObject                      // regular: there may be a data object
+	flagCut                         // in the pack, and shorter than it was in its slot
+
+	flagsKept = flagPlain | flagSparse | flagLinkable | flagObject | flagCut // what a checkpoint has of them
 )
 
 // node is an inode that differs from the image, or is not of the image. 104 bytes; all else is in ext.
@@ -79,7 +83,10 @@ type node struct {
 	ino Ino
 	meta
 	flags uint32
-	x     *ext // nil while there is nothing in it
+	slot  slot // regular, plain: the content is in the pack, in one piece and without holes. 0: it is not
+	// dumped: if it is FS.dumpMark, the checkpoint that is on its way has the node. Guarded by op.
+	dumped bool
+	x      *ext // nil while there is nothing in it
 }
 
 // ext is what few nodes have.
@@ -116,7 +123,9 @@ func (n *node) runs() *extents {
 func (n *node) own(off, end int64) {
 	size := n.size()
 	if off > size {
-		n.flags |= flagSparse
+		if n.slot == 0 {
+			n.flags |= flagSparse
+		}
 		off = size
 	}
 	if end > size {
@@ -133,12 +142,17 @@ func (n *node) own(off, end int64) {
 	n.settle()
 }
 
-// resize changes the size of a regular file.
-func (n *node) resize(size int64) {
+// resize changes the size of a regular file. A file of the pack that has nothing left gives its slot back.
+func (f *FS) resize(n *node, size int64) {
 	if size > n.size() {
-		n.flags |= flagSparse
-		n.own(n.size(), size)
+		n.own(size, size)
 		return
+	}
+	if size < n.size() && n.slot != 0 {
+		n.flags |= flagCut
+	}
+	if size == 0 {
+		f.setSlot(n, 0)
 	}
 	n.val = uint64(size)
 	if runs := n.runs(); runs != nil {
@@ -147,6 +161,16 @@ func (n *node) resize(size int64) {
 	if n.flags&flagPlain == 0 {
 		n.settle()
 	}
+}
+
+// setSlot moves a file of the pack; what it had waits to be used again. At recovery nothing does: what no node
+// has is free.
+func (f *FS) setSlot(n *node, s slot) {
+	if n.slot != 0 && n.slot != s && f.pack != nil {
+		f.pack.give(n.slot, f.journal.last())
+	}
+	n.slot = s
+	n.flags &^= flagCut
 }
 
 // settle makes a file plain when nothing of the image is left in it.
@@ -233,6 +257,7 @@ func (f *FS) imageMeta(ino Ino) (meta, error) {
 // change returns the node of an inode for a change, made from the image's when this is the first. It needs st and op.
 func (f *FS) change(ino Ino) (*node, error) {
 	if n := f.nodes[ino]; n != nil {
+		f.dumpNow(n)
 		return n, nil
 	}
 	if !f.inImage(ino) || f.dead.has(ino) {
@@ -242,7 +267,7 @@ func (f *FS) change(ino Ino) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{ino: ino, meta: m}
+	n := &node{ino: ino, meta: m, dumped: f.dumpMark}
 	if n.isRegular() {
 		n.settle()
 	}

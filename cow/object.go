@@ -4,9 +4,9 @@ import (
 	"container/list"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,19 +15,25 @@ import (
 type objects struct {
 	disk *disk
 	max  int // descriptors kept open
-	ro   bool
 
 	mu    sync.Mutex
 	open  map[Ino]*object
-	lru   list.List // of the *object that nobody uses, oldest last
-	dirty map[Ino]struct{}
-	many  bool // too many dirty ones to keep count of
+	lru   list.List    // of the *object that nobody uses, oldest last
+	dirty map[Ino]dirt // those that were written and not synced
+	many  bool         // too many of them to keep count of
+	marks uint64       // calls of markDirty
+}
+
+// dirt is what is known of an object that was written.
+type dirt struct {
+	mark    uint64 // of the last write
+	exposed bool   // a record makes bytes of it the file's that were not before
 }
 
 // object is an open data object.
 type object struct {
+	*file
 	ino  Ino
-	fd   int
 	uses int           // guarded by objects.mu
 	idle *list.Element // guarded by objects.mu
 	gone bool          // removed: close it after the last use; guarded by objects.mu
@@ -39,7 +45,7 @@ type object struct {
 const maxDirty = 1024
 
 func newObjects(d *disk, max int) *objects {
-	return &objects{disk: d, max: max, open: make(map[Ino]*object), dirty: make(map[Ino]struct{})}
+	return &objects{disk: d, max: max, open: make(map[Ino]*object), dirty: make(map[Ino]dirt)}
 }
 
 func fanOut(ino Ino) string     { return "data/" + strconv.FormatUint(ino>>12, 16) }
@@ -55,18 +61,18 @@ func (s *objects) get(ino Ino, create bool) (*object, error) {
 	}
 	s.mu.Unlock()
 
-	fd, isNew, err := s.openFD(ino, create)
-	if fd < 0 || err != nil {
+	file, isNew, err := s.openObject(ino, create)
+	if file == nil || err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if o := s.open[ino]; o != nil { // another reader opened it meanwhile
-		unix.Close(fd)
+		file.close()
 		s.use(o)
 		return o, nil
 	}
-	o := &object{ino: ino, fd: fd, uses: 1, trimmed: isNew}
+	o := &object{file: file, ino: ino, uses: 1, trimmed: isNew}
 	s.open[ino] = o
 	s.evict()
 	return o, nil
@@ -84,7 +90,7 @@ func (s *objects) evict() {
 	for len(s.open) > s.max && s.lru.Len() > 0 {
 		o := s.lru.Remove(s.lru.Back()).(*object)
 		delete(s.open, o.ino)
-		unix.Close(o.fd)
+		o.close()
 	}
 }
 
@@ -95,57 +101,43 @@ func (s *objects) put(o *object) {
 		return
 	}
 	if o.gone {
-		unix.Close(o.fd)
+		o.close()
 		return
 	}
 	o.idle = s.lru.PushFront(o)
 	s.evict()
 }
 
-// openFD opens the file of an object; -1 when there is none.
-func (s *objects) openFD(ino Ino, create bool) (fd int, isNew bool, err error) {
-	path := s.disk.path(objectName(ino))
-	how := unix.O_RDWR | unix.O_CLOEXEC
-	if s.ro {
-		how = unix.O_RDONLY | unix.O_CLOEXEC
+// openObject opens the file of an object; nil when there is none.
+func (s *objects) openObject(ino Ino, create bool) (f *file, isNew bool, err error) {
+	name := objectName(ino)
+	f, err = s.disk.open(name)
+	if err == unix.ENOENT && !create {
+		return nil, false, nil
 	}
-	fd, err = unix.Open(path, how, 0)
-	if err == nil {
-		return fd, false, nil
+	if err == nil || err != unix.ENOENT {
+		return f, false, err
 	}
-	if err != unix.ENOENT {
-		return -1, false, fmt.Errorf("open data object %d: %w", ino, err)
-	}
-	if !create {
-		return -1, false, nil
-	}
-	if err := s.disk.step("create data object"); err != nil {
-		return -1, false, err
-	}
-	const flags = unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
-	fd, err = unix.Open(path, flags, 0o600)
+	f, err = s.disk.create("create data object", name, unix.O_EXCL)
 	if err == unix.ENOENT {
-		if err = unix.Mkdir(s.disk.path(fanOut(ino)), 0o700); err == nil || err == unix.EEXIST {
-			fd, err = unix.Open(path, flags, 0o600)
+		if err = s.disk.mkdir(fanOut(ino)); err == nil {
+			f, err = s.disk.create("create data object", name, unix.O_EXCL)
 		}
 	}
 	if err != nil {
-		return -1, false, fmt.Errorf("create data object %d: %w", ino, err)
+		return nil, false, fmt.Errorf("create data object %d: %w", ino, err)
 	}
-	return fd, true, nil
+	return f, true, nil
 }
 
 // openFile returns a descriptor of its own, for the kernel.
-func (s *objects) openFile(ino Ino, flags int) (*os.File, error) {
-	return s.disk.open(objectName(ino), flags)
+func (s *objects) openFile(ino Ino) (*os.File, error) {
+	return os.OpenFile(s.disk.path(objectName(ino)), unix.O_RDWR|unix.O_CLOEXEC, 0)
 }
 
 // remove deletes an object, if there is one.
 func (s *objects) remove(ino Ino) error {
-	if err := s.disk.step("remove data object"); err != nil {
-		return err
-	}
-	if err := unix.Unlink(s.disk.path(objectName(ino))); err != nil && err != unix.ENOENT {
+	if err := s.disk.remove("remove data object", objectName(ino)); err != nil {
 		return fmt.Errorf("remove data object %d: %w", ino, err)
 	}
 	s.mu.Lock()
@@ -158,7 +150,7 @@ func (s *objects) remove(ino Ino) error {
 	delete(s.open, ino)
 	if o.idle != nil {
 		s.lru.Remove(o.idle)
-		unix.Close(o.fd)
+		o.close()
 	} else {
 		o.gone = true
 	}
@@ -172,25 +164,28 @@ func (s *objects) closeAll() {
 		delete(s.open, ino)
 		if o.idle != nil {
 			s.lru.Remove(o.idle)
-			unix.Close(o.fd)
+			o.close()
 		} else {
 			o.gone = true
 		}
 	}
 }
 
-func (s *objects) markDirty(ino Ino) {
+// markDirty says that an object is about to be written; exposed, that a record will make new bytes of it the file's.
+func (s *objects) markDirty(ino Ino, exposed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.dirty[ino]; ok || s.many {
+	if s.many {
 		return
 	}
-	if len(s.dirty) >= maxDirty {
+	was, ok := s.dirty[ino]
+	if !ok && len(s.dirty) >= maxDirty {
 		s.many = true
 		clear(s.dirty)
 		return
 	}
-	s.dirty[ino] = struct{}{}
+	s.marks++
+	s.dirty[ino] = dirt{s.marks, was.exposed || exposed}
 }
 
 // syncOne puts an object's bytes and its name on stable storage.
@@ -201,15 +196,10 @@ func (s *objects) syncOne(ino Ino) error {
 	}
 	defer s.put(o)
 	s.mu.Lock()
-	_, dirty := s.dirty[ino]
+	was, dirty := s.dirty[ino]
 	dirty = dirty || s.many
-	delete(s.dirty, ino) // before the sync: what is written meanwhile is dirty again
 	s.mu.Unlock()
-	if err := s.disk.step("sync data object"); err != nil {
-		return err
-	}
-	if err := unix.Fdatasync(o.fd); err != nil {
-		s.markDirty(ino)
+	if err := o.sync("sync data object"); err != nil {
 		return fmt.Errorf("sync data object %d: %w", ino, err)
 	}
 	if !dirty {
@@ -218,22 +208,39 @@ func (s *objects) syncOne(ino Ino) error {
 	if err := s.disk.syncDir(fanOut(ino)); err != nil {
 		return err
 	}
-	return s.disk.syncDir("data")
+	if err := s.disk.syncDir("data"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dirty[ino] == was { // else it was written meanwhile
+		delete(s.dirty, ino)
+	}
+	return nil
 }
 
-// syncAll is syncOne for every object.
-func (s *objects) syncAll() error {
+// syncAll is syncOne for every object that was written, or only for those with exposed bytes. It needs FS.flushMu.
+func (s *objects) syncAll(onlyExposed bool) error {
 	s.mu.Lock()
 	many := s.many
-	inos := make([]Ino, 0, len(s.dirty))
-	for ino := range s.dirty {
-		inos = append(inos, ino)
+	var inos []Ino
+	for ino, d := range s.dirty {
+		if d.exposed || !onlyExposed {
+			inos = append(inos, ino)
+		}
 	}
 	s.many = false
 	s.mu.Unlock()
 	if many {
-		return s.syncFS()
+		if err := s.disk.syncFS(); err != nil {
+			s.mu.Lock()
+			s.many = true
+			s.mu.Unlock()
+			return fmt.Errorf("sync data objects: %w", err)
+		}
+		return nil
 	}
+	slices.Sort(inos)
 	for _, ino := range inos {
 		if err := s.syncOne(ino); err != nil {
 			return err
@@ -242,86 +249,11 @@ func (s *objects) syncAll() error {
 	return nil
 }
 
-func (s *objects) syncFS() error {
-	dir, err := os.Open(s.disk.dir)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		s.mu.Lock()
-		s.many = true
-		s.mu.Unlock()
-		return fmt.Errorf("sync data objects: %w", err)
-	}
-	return nil
-}
-
-// trim cuts off what an operation that was never answered left after the file's size, so that the file can grow
-// over zeros. It needs the inode's data lock.
-func (o *object) trim(size int64) error {
-	if o.trimmed {
-		return nil
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(o.fd, &st); err != nil {
-		return err
-	}
-	if st.Size > size {
-		if err := unix.Ftruncate(o.fd, size); err != nil {
-			return err
-		}
-	}
-	o.trimmed = true
-	return nil
-}
-
 // setSize gives the object the size of its file.
 func (o *object) setSize(size int64) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(o.fd, &st); err != nil {
+	st, err := o.stat()
+	if err != nil || st.Size == size {
 		return err
 	}
-	if st.Size == size {
-		return nil
-	}
-	return unix.Ftruncate(o.fd, size)
-}
-
-// write writes all of p, or returns how much it wrote and why not all.
-func (o *object) write(p []byte, off int64) (int, error) {
-	for n := 0; ; {
-		k, err := unix.Pwrite(o.fd, p[n:], off+int64(n))
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return n, err
-		}
-		if n += k; n == len(p) {
-			return n, nil
-		}
-		if k == 0 {
-			return n, syscall.EIO
-		}
-	}
-}
-
-// read fills p; what the object does not have is zeros.
-func (o *object) read(p []byte, off int64) error {
-	for len(p) > 0 {
-		k, err := unix.Pread(o.fd, p, off)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if k == 0 {
-			clear(p)
-			return nil
-		}
-		p, off = p[k:], off+int64(k)
-	}
-	return nil
+	return o.truncate("resize data object", size)
 }

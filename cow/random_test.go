@@ -31,6 +31,7 @@ func newWalkerOn(t testing.TB, img *image, seed uint64) *walker {
 	w.m = newModel(w.img)
 	w.opts.Clock = func() unionfs.Time { return w.now() }
 	w.opts.OpenObjects = 4
+	w.opts.CommitInterval = -1
 	w.open()
 	return w
 }

@@ -29,6 +29,9 @@ const (
 	tagResize    = 10 // ino size time
 	tagBacking   = 11 // ino time: a write backing is open, the data object's mtime was time
 	tagNoBacking = 12 // ino size mtime ctime: the write backings are closed and left these
+	tagSlot      = 13 // ino unit class: the content is in this slot of the pack (pack.go)
+	tagObject    = 14 // ino: the content is in the data object, not in the pack any more
+	tagCommit    = 15 // Root seq offset: the bytes of records up to seq are on stable storage, and this journal up to offset
 
 	tagNode   = 32 // ino flags mode nlink uid gid val time*4: a whole node
 	tagRuns   = 33 // ino count (gap length)...: more runs
@@ -188,8 +191,13 @@ func (f *FS) applyOne(tag byte, d *dec) error {
 		return f.applyNode(d)
 	}
 	ino := d.u()
-	if tag == tagDead {
+	switch tag {
+	case tagDead:
 		return applyBitmap(&f.dead, d, f.maxImage+1)
+	case tagCommit:
+		d.u()
+		d.u()
+		return nil
 	}
 	if d.bad {
 		return errRecord
@@ -234,7 +242,7 @@ func (f *FS) applyNew(d *dec) error {
 	if d.bad || f.inImage(ino) || ino >= maxIno || f.nodes[ino] != nil || m.isRegular() && m.val > maxSize {
 		return fmt.Errorf("inode %d cannot be new", ino)
 	}
-	n := &node{ino: ino, meta: m}
+	n := &node{ino: ino, meta: m, dumped: f.dumpMark}
 	if n.isRegular() {
 		n.flags |= flagPlain
 	}
@@ -336,6 +344,9 @@ func (f *FS) applyFile(tag byte, n *node, d *dec) error {
 		if tag == tagHole {
 			n.flags |= flagSparse
 		}
+		if n.slot == 0 {
+			n.flags |= flagObject
+		}
 		n.own(off, off+length)
 		n.touch(now)
 	case tagResize:
@@ -343,13 +354,22 @@ func (f *FS) applyFile(tag byte, n *node, d *dec) error {
 		if d.bad {
 			return errRecord
 		}
-		n.resize(size)
+		f.resize(n, size)
 		n.touch(now)
+	case tagSlot:
+		unit, class := d.length(packUnits-1), d.length(packClasses-1)
+		if d.bad || unit == 0 || n.flags&flagPlain == 0 {
+			return errRecord
+		}
+		f.setSlot(n, makeSlot(uint32(unit), int(class)))
+	case tagObject:
+		f.setSlot(n, 0)
+		n.flags |= flagObject
 	case tagBacking:
 		if n.flags&flagPlain == 0 {
 			return errRecord
 		}
-		n.flags |= flagBacking
+		n.flags |= flagBacking | flagObject
 		b := f.backings[n.ino]
 		if b == nil {
 			b = new(backing)
@@ -364,7 +384,7 @@ func (f *FS) applyFile(tag byte, n *node, d *dec) error {
 		n.val = uint64(size)
 		n.setTime(mtime, d.time())
 		n.setTime(ctime, d.time())
-		n.flags |= flagSparse // the server did not see what was written
+		n.flags |= flagSparse | flagObject // the server did not see what was written
 		n.flags &^= flagBacking
 	case tagRuns:
 		return applyRuns(n, d)
@@ -381,6 +401,7 @@ func applyRuns(n *node, d *dec) error {
 	if n.runs() == nil {
 		n.ext().runs = new(extents)
 	}
+	n.flags |= flagObject
 	var pos int64
 	for range d.length(int64(len(d.p))) {
 		pos += d.length(n.size() - pos)
@@ -396,7 +417,7 @@ func applyRuns(n *node, d *dec) error {
 
 func (f *FS) applyNode(d *dec) error {
 	ino := d.u()
-	n := &node{ino: ino, flags: d.u32()}
+	n := &node{ino: ino, flags: d.u32() & flagsKept}
 	n.mode, n.nlink, n.uid, n.gid, n.val = d.u32(), d.u32(), d.u32(), d.u32(), d.u()
 	for i := range nTimes {
 		n.setTime(i, d.time())

@@ -35,7 +35,7 @@ func Reset(dir string) (bool, error) {
 		}
 	}
 	for _, g := range gens {
-		if err := d.remove(journalName(g)); err != nil {
+		if err := d.remove("remove journal", journalName(g)); err != nil {
 			return false, fmt.Errorf("reset state directory: %w", err)
 		}
 	}

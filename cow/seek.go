@@ -114,20 +114,20 @@ func (f *FS) Fallocate(_ context.Context, ino Ino, mode uint32, off, length int6
 
 // allocObject is Fallocate for the data object. It needs the data lock.
 func (f *FS) allocObject(ino Ino, mode uint32, off, length, size, grown int64) error {
+	if err := f.leavePack(ino); err != nil {
+		return err
+	}
 	o, err := f.objs.get(ino, true)
 	if err != nil {
 		return err
 	}
 	defer f.objs.put(o)
-	if err := o.trim(size); err != nil {
+	if err := f.trim(o, size); err != nil {
 		return err
 	}
-	if err := f.disk.step("allocate in data object"); err != nil {
-		return err
-	}
-	f.objs.markDirty(ino)
+	f.objs.markDirty(ino, true)
 	// The object's size is set apart: it may be shorter than the file's.
-	if err := unix.Fallocate(o.fd, mode|unix.FALLOC_FL_KEEP_SIZE, off, length); err != nil {
+	if err := o.allocate("allocate in data object", mode, off, length); err != nil {
 		return err
 	}
 	if grown > size {

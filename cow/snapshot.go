@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -69,9 +70,8 @@ func stampOf(dir string) (stamp string, err error) {
 func newSnapshot(dir string, tree *unionfs.Tree, c Contents, o Options) *Snapshot {
 	f := newFS(tree, c, o)
 	f.ro = true
-	f.disk = &disk{dir: dir}
+	f.disk = &disk{dir: dir, ro: true}
 	f.objs = newObjects(f.disk, f.opts.OpenObjects)
-	f.objs.ro = true
 	return &Snapshot{FS: f, stirred: make(map[Ino]unionfs.Time)}
 }
 
@@ -80,26 +80,16 @@ func newSnapshot(dir string, tree *unionfs.Tree, c Contents, o Options) *Snapsho
 // the next one appeared; of the last we see what is there.
 func readState(dir string, tree *unionfs.Tree, c Contents, o Options) (*Snapshot, error) {
 	s := newSnapshot(dir, tree, c, o)
-	gen, err := s.loadCheckpoint()
+	d, err := s.load()
 	if err != nil {
 		return nil, err
 	}
-	gens, err := journals(s.disk)
-	if err != nil {
+	s.seq = d.seq
+	if s.pack, err = openPack(s.disk); err != nil {
 		return nil, err
-	}
-	s.seq = s.checkpointAt
-	for i, g := range gens {
-		if g < gen {
-			continue // the checkpoint has it
-		}
-		r, err := s.readJournal(g, s.seq, i == len(gens)-1)
-		if err != nil {
-			return nil, err
-		}
-		s.seq = max(s.seq, r.seq)
 	}
 	if err := s.foldBackings(); err != nil {
+		s.Close()
 		return nil, err
 	}
 	return s, nil
@@ -132,7 +122,7 @@ func (s *Snapshot) foldBackings() error {
 
 // statObject returns size and mtime of a data object.
 func (s *Snapshot) statObject(ino Ino) (size int64, mtime unionfs.Time, err error) {
-	file, err := s.objs.openFile(ino, unix.O_RDONLY)
+	file, err := os.Open(s.disk.path(objectName(ino)))
 	if err != nil {
 		return 0, mtime, err
 	}
@@ -143,6 +133,7 @@ func (s *Snapshot) statObject(ino Ino) (size int64, mtime unionfs.Time, err erro
 // Close closes all descriptors.
 func (s *Snapshot) Close() error {
 	s.objs.closeAll()
+	s.pack.close()
 	return nil
 }
 
@@ -158,7 +149,7 @@ func (s *Snapshot) Rewritten(inos []Ino) (changed []Ino, err error) {
 		a, b := s.nodes[ino], now.nodes[ino]
 		switch seen, ok := s.stirred[ino]; {
 		case a == nil && b == nil:
-		case a == nil || b == nil || a.time(ctime) != b.time(ctime) || a.val != b.val: // every write moves ctime
+		case a == nil || b == nil || a.time(ctime) != b.time(ctime) || a.val != b.val || a.slot != b.slot: // every write moves ctime
 			changed = append(changed, ino)
 		case ok && seen != now.stirred[ino]:
 			changed = append(changed, ino)

@@ -2,6 +2,7 @@ package cow
 
 import (
 	"encoding/binary"
+	"errors"
 	"syscall"
 
 	"github.com/veneerfs/veneer/unionfs"
@@ -140,6 +141,13 @@ func (t *tx) data(ino Ino, off, n int64, hole bool) {
 	t.touched = ino
 }
 
+// slot says that the content is in a slot of the pack now.
+func (t *tx) slot(ino Ino, s slot) {
+	t.tag(tagSlot, ino)
+	t.u(uint64(s.unit()))
+	t.u(uint64(s.class()))
+}
+
 func (t *tx) resize(ino Ino, size int64) {
 	t.tag(tagResize, ino)
 	t.u(uint64(size))
@@ -164,9 +172,10 @@ func (t *tx) commit() error {
 	if len(t.buf) == frameHeader {
 		return nil
 	}
-	if err := f.journal.append(t.buf, t.frees); err != nil {
+	if err := t.append(); err != nil {
 		return err
 	}
+	f.changed.Store(f.journal.last())
 	f.st.Lock()
 	err := f.apply(t.buf[frameHeader:])
 	f.st.Unlock()
@@ -174,5 +183,16 @@ func (t *tx) commit() error {
 		panic("cow: a record of our own does not apply: " + err.Error())
 	}
 	f.maybeCheckpoint()
+	f.uncommitted()
 	return nil
+}
+
+// append writes the record.
+func (t *tx) append() error {
+	f := t.f
+	err := f.journal.append(t.buf, t.frees)
+	if errors.Is(err, syscall.ENOSPC) && f.reclaimLocked() {
+		err = f.journal.append(t.buf, t.frees)
+	}
+	return err
 }

@@ -209,3 +209,43 @@ func FuzzBootID(f *testing.F) {
 		}
 	})
 }
+
+// Two have a file open when it becomes whole, and complete it one after the other; meanwhile a third has begun the file anew, as one does
+// that looked for it just before. Its empty file must not get the content's name.
+func TestFileCompletedTwiceIsMovedOnce(t *testing.T) {
+	body := noise(1, 25_000)
+	sources, _ := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz().WithChunkSize(10_000), fetchtest.Reg("a", body)))
+	s := testStore(t)
+	x := openSources(t, s, sources, lazy)
+	idx, _ := x.tree.ContentIndex(x.ino(t, "a"))
+	c, _ := x.contentOf(idx)
+	open := func() *partial {
+		p, err := s.openPartial(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.close)
+		return p
+	}
+	first, second := open(), open()
+	for i, k := range c.Chunks {
+		for _, p := range []*partial{first, second} {
+			if _, err := p.write(i, []byte(body[k.Offset:k.Offset+k.Size])); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.complete(first); err != nil {
+		t.Fatal(err)
+	}
+	third := open()
+	if err := s.complete(second); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(s.contentPath(c.Digest)); err != nil || string(got) != body {
+		t.Errorf("the content is %d other bytes, %v", len(got), err)
+	}
+	if !second.isPlaced() || third.whole() {
+		t.Error("what the second and the third think of themselves")
+	}
+}

@@ -20,8 +20,8 @@ import (
 // When all chunks are here the whole file is hashed, and moved to contents if its digest is the claimed one. If not, the chunks
 // are still what the layer's table of contents pins, one by one: the file stays partial, and private to whoever makes the same claim.
 //
-// Any number of processes have one partial open. Moving goes: remove the map, move the file. Those that still have the old map mark
-// chunks in it that nobody reads any more, and write to the moved file only the bytes that are there.
+// Any number of processes have one partial open. Moving goes, under both locks: remove the map, move the file. Those that still have the old
+// map mark chunks in it that nobody reads any more, and write to the moved file only the bytes that are there.
 type partial struct {
 	content unionfs.Content
 	data    *os.File
@@ -73,7 +73,14 @@ func (s *Store) openPartial(c unionfs.Content) (*partial, error) {
 	return p, nil
 }
 
-func (p *partial) openFiles() (err error) {
+// openFiles opens a file and the map that belongs to it. Without the lock they might be of two generations: the one before was just
+// moved, or discarded.
+func (p *partial) openFiles() error {
+	unlock, err := p.lockNames()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	const flags = os.O_RDWR | os.O_CREATE
 	if p.chunks, err = os.OpenFile(p.name+".map", flags, 0o600); errors.Is(err, os.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(p.name), 0o700); err != nil {
@@ -91,13 +98,32 @@ func (p *partial) openFiles() (err error) {
 	return nil
 }
 
+// lockNames keeps the names of partial files from being given and taken, of all that are in the same directory. It is not held for long. Who locks
+// a map, too, does so before.
+func (p *partial) lockNames() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Dir(p.name)+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock partial files: %w", err)
+	}
+	if err := flock(f); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock partial files: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// hasNames reports whether the names still are p's. Either lock is held.
+func (p *partial) hasNames() bool {
+	return samePath(p.chunks, p.name+".map") && samePath(p.data, p.name+".data")
+}
+
 // load reads the map, or starts it, and verifies what an earlier boot has left. One process at a time does so.
 func (p *partial) load(key [32]byte) error {
 	if err := flock(p.chunks); err != nil {
 		return fmt.Errorf("lock chunk map: %w", err)
 	}
 	defer unix.Flock(int(p.chunks.Fd()), unix.LOCK_UN)
-	if !samePath(p.chunks, p.name+".map") || !samePath(p.data, p.name+".data") {
+	if !p.hasNames() {
 		return errCompleted
 	}
 	boot, err := currentBoot()
@@ -217,15 +243,32 @@ func (s *Store) complete(p *partial) error {
 		s.log.Warn("a layer lies about the digest of a file: it is not shared", "claimed", p.content.Digest.String(), "is", d.String())
 		return nil
 	}
-	// Two processes may come here at once: the second finds the names gone.
-	if err := os.Remove(p.name + ".map"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("complete content: %w", err)
-	}
-	if err := s.place(p.data, d); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := s.move(p, d); err != nil {
 		return fmt.Errorf("complete content: %w", err)
 	}
 	p.placed = true
 	return nil
+}
+
+// move gives p's file its place. Whoever comes second finds the names gone, or taken by one who has begun the file anew: those are not p's.
+func (s *Store) move(p *partial, d unionfs.Digest) error {
+	if err := flock(p.chunks); err != nil {
+		return fmt.Errorf("lock chunk map: %w", err)
+	}
+	defer unix.Flock(int(p.chunks.Fd()), unix.LOCK_UN)
+	unlock, err := p.lockNames()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !p.hasNames() {
+		return nil
+	}
+	// In this order: a map without its file would claim chunks that are not there.
+	if err := os.Remove(p.name + ".map"); err != nil {
+		return err
+	}
+	return s.place(p.data, d)
 }
 
 // whole reports whether every chunk is here and the file may be moved to contents.
@@ -244,8 +287,13 @@ func (p *partial) isPlaced() bool {
 
 // discard removes and closes a partial file that nobody needs.
 func (p *partial) discard() {
-	os.Remove(p.name + ".map")
-	os.Remove(p.name + ".data")
+	if unlock, err := p.lockNames(); err == nil {
+		if p.hasNames() {
+			os.Remove(p.name + ".map")
+			os.Remove(p.name + ".data")
+		}
+		unlock()
+	}
 	p.close()
 }
 

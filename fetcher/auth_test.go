@@ -169,6 +169,7 @@ func TestDockerConfig(t *testing.T) {
 func TestMissingCredentialHelperIsNamed(t *testing.T) {
 	reg := fetchtest.NewRegistry(t)
 	ref := reg.Push(t, "app:1", smallImage(t))
+	reg.RequireBasic("me", "secret") // else nobody looks for credentials
 	dir := t.TempDir()
 	config := fmt.Sprintf(`{"credHelpers":{%q:"not-there-at-all"}}`, reg.Host())
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
@@ -260,12 +261,11 @@ func rawServer(t *testing.T, answer string) string {
 	return strings.TrimPrefix(s.URL, "http://")
 }
 
-// TestHTTPSToAPlainRegistry is what happens with a registry that is not on loopback; one on loopback plays its part.
+// TestHTTPSToAPlainRegistry is what happens with a registry that is not on loopback; one on loopback that is configured so plays its part.
 func TestHTTPSToAPlainRegistry(t *testing.T) {
 	reg := fetchtest.NewRegistry(t)
-	ref := mustParse(t, reg.Push(t, "app:1", smallImage(t)))
-	c := newTestClient(t)
-	_, err := c.repository(ref).connectBy(t.Context(), "https")
+	ref := reg.Push(t, "app:1", smallImage(t))
+	_, err := resolveTest(t, newTestClient(t, withHosts(t, reg.Host(), "server = \"https://"+reg.Host()+"\"")), ref)
 	assertAs[*SchemeError](t, err, "answered HTTP to an HTTPS request: use --plain-http")
 	if Temporary(err) {
 		t.Error("a wrong scheme is temporary")

@@ -169,11 +169,12 @@ type verifiedBody struct {
 	io.ReadCloser
 	hash hash.Hash
 	want digest.Digest
-	err  error // sticky
+	bad  func() // called when they were not; may be nil
+	err  error  // sticky
 }
 
-func newVerifiedBody(r io.ReadCloser, want digest.Digest) *verifiedBody {
-	return &verifiedBody{ReadCloser: r, hash: sha256.New(), want: want}
+func newVerifiedBody(r io.ReadCloser, want digest.Digest, bad func()) *verifiedBody {
+	return &verifiedBody{ReadCloser: r, hash: sha256.New(), want: want, bad: bad}
 }
 
 func (b *verifiedBody) Read(p []byte) (int, error) {
@@ -185,6 +186,9 @@ func (b *verifiedBody) Read(p []byte) (int, error) {
 	if err == io.EOF {
 		if got := digest.NewDigest(digest.SHA256, b.hash); got != b.want {
 			err = &DigestError{What: "layer " + string(b.want), Want: b.want, Got: got}
+			if b.bad != nil {
+				b.bad()
+			}
 		}
 	}
 	b.err = err

@@ -211,8 +211,11 @@ func (x *Contents) fetch(layer int, run []*flight) {
 // request fetches the members of part with one request, or more where it is cut.
 func (x *Contents) request(layer int, part []*flight, held *heldRange) {
 	err := x.patiently(layer, func() (err error) {
-		part, err = x.receiveAll(layer, part, held)
-		return err
+		for {
+			if part, err = x.receiveAll(layer, part, held); !errors.Is(err, errMirrorLies) {
+				return err
+			}
+		}
 	})
 	switch {
 	case errors.Is(err, ErrRangeIgnored):
@@ -222,6 +225,9 @@ func (x *Contents) request(layer int, part []*flight, held *heldRange) {
 		x.endAll(layer, part, err)
 	}
 }
+
+// errMirrorLies means that damaged bytes came from a mirror, which is not asked any more.
+var errMirrorLies = errors.New("a mirror sent damaged bytes")
 
 // receiveAll makes one request for the members of part, and returns those that did not come.
 func (x *Contents) receiveAll(layer int, part []*flight, held *heldRange) ([]*flight, error) {
@@ -236,7 +242,11 @@ func (x *Contents) receiveAll(layer int, part []*flight, held *heldRange) ([]*fl
 	at := off
 	for i, fl := range part {
 		whole, err := x.receive(layer, fl, in, fl.off-at)
-		if err == nil {
+		switch {
+		case err == nil && len(fl.bad) > 0 && x.distrust(layer):
+			err = errMirrorLies
+		case err == nil:
+			x.tellDamaged(layer, fl)
 			x.endFlight(layer, fl, nil)
 		}
 		// After those who wait have gone on: it hashes the file.

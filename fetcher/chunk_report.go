@@ -2,6 +2,7 @@ package fetcher
 
 import (
 	"container/list"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -9,22 +10,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// damaged records that chunks of a member are not what they should be, and logs each once.
-func (x *Contents) damaged(layer int, fl *flight, refs []blobRef, err error) {
+// damaged records that chunks of a member are not what they should be.
+func (x *Contents) damaged(fl *flight, refs []blobRef, err error) {
 	for _, r := range refs {
 		fl.bad[r.chunkRef] = fmt.Errorf("a chunk is damaged: %w", err)
 		x.stats.chunksDamaged.Add(1)
+	}
+}
+
+// tellDamaged logs each damaged chunk of a member once.
+func (x *Contents) tellDamaged(layer int, fl *flight) {
+	for ref, err := range fl.bad {
 		x.mu.Lock()
-		told := x.told[r.chunkRef]
-		x.told[r.chunkRef] = true
+		told := x.told[ref]
+		x.told[ref] = true
 		x.mu.Unlock()
 		if told {
 			continue
 		}
-		k, _ := x.tree.ChunkAt(r.content, int(r.chunk))
+		k, _ := x.tree.ChunkAt(ref.content, int(ref.chunk))
 		x.log.Error("a chunk is damaged: reads of it fail", "layer", x.layers[layer].Digest.String(), "blob_offset", fl.off,
-			"file", x.pathOf(r.content), "offset", k.Offset, "error", err)
+			"file", x.pathOf(ref.content), "offset", k.Offset, "error", errors.Unwrap(err))
 	}
+}
+
+// distrust says that a layer's source sent damaged bytes. It reports whether asking again makes sense, because they came from a mirror.
+func (x *Contents) distrust(layer int) bool {
+	b, ok := x.layers[layer].source.blob.(interface{ Distrust() bool })
+	return ok && b.Distrust()
 }
 
 // pathOf returns one of the paths of a content, or "". It looks through the whole tree, for messages only.

@@ -19,7 +19,7 @@ func (x *Contents) unpack(layer int, fl *flight, r *memberReader) (whole []uint3
 	z, err := openMember(x.layers[layer].Format, r)
 	if err != nil {
 		if !r.broken() {
-			x.damaged(layer, fl, fl.refs, err)
+			x.damaged(fl, fl.refs, err)
 		}
 		return nil
 	}
@@ -31,20 +31,20 @@ func (x *Contents) unpack(layer int, fl *flight, r *memberReader) (whole []uint3
 	for i, ref := range fl.refs {
 		k, ok := x.tree.ChunkAt(ref.content, int(ref.chunk))
 		if !ok {
-			x.damaged(layer, fl, fl.refs[i:i+1], fmt.Errorf("the image tree is damaged"))
+			x.damaged(fl, fl.refs[i:i+1], fmt.Errorf("the image tree is damaged"))
 			continue
 		}
 		if k.Inner >= at { // else it is the chunk before once more
 			if b, err = readChunk(z, k.Inner-at, k.Size, buf); err != nil {
 				if !r.broken() {
-					x.damaged(layer, fl, fl.refs[i:], err)
+					x.damaged(fl, fl.refs[i:], err)
 				}
 				return whole
 			}
 			at = k.Inner + k.Size
 		}
 		if got := unionfs.Digest(sha256.Sum256(b)); got != k.Digest {
-			x.damaged(layer, fl, fl.refs[i:i+1], fmt.Errorf("its digest should be %s but is %s", k.Digest, got))
+			x.damaged(fl, fl.refs[i:i+1], fmt.Errorf("its digest should be %s but is %s", k.Digest, got))
 			continue
 		}
 		x.stats.chunksVerified.Add(1)

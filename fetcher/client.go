@@ -23,6 +23,8 @@ type ClientOptions struct {
 	Log       *slog.Logger   // nil: nowhere
 	UserAgent string         // "" is "veneer"
 
+	CertsDirs []string // where hosts.toml files are looked for, below HOST; nil is DefaultCertsDirs
+
 	Tries        int           // for one request, the first included; 0 is 4
 	Backoff      time.Duration // before the second try, then doubled, with jitter; 0 is 200 ms
 	StallTimeout time.Duration // a body from which (next to) nothing comes for so long is given up; 0 is 30 s
@@ -40,6 +42,9 @@ func (o ClientOptions) withDefaults() ClientOptions {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.CertsDirs == nil {
+		o.CertsDirs = DefaultCertsDirs()
 	}
 	if o.UserAgent == "" {
 		o.UserAgent = "veneer"
@@ -64,13 +69,15 @@ func (o ClientOptions) withDefaults() ClientOptions {
 type Client struct {
 	opts    ClientOptions
 	http    *http.Transport
+	cap     *connCap // nil without a ConnectionDir
 	traffic traffic
 	life    context.Context // ends with Close
 	end     context.CancelFunc
 
 	mu       sync.Mutex
-	repos    map[repoName]*repository // guarded by mu
-	archives map[string]*archive      // by path; guarded by mu
+	repos    map[repoName]*repository  // guarded by mu
+	archives map[string]*archive       // by path; guarded by mu
+	special  map[*host]*http.Transport // of hosts with certificates of their own or the like; guarded by mu
 }
 
 // NewClient makes a Client. It does nothing yet: a start that finds all that it needs in the store never connects.
@@ -80,16 +87,31 @@ func NewClient(o ClientOptions) *Client {
 		opts:     o,
 		repos:    make(map[repoName]*repository),
 		archives: make(map[string]*archive),
+		special:  make(map[*host]*http.Transport),
 	}
 	c.life, c.end = context.WithCancel(context.Background())
-	c.http = c.newHTTPTransport()
+	if o.ConnectionDir != "" {
+		c.cap = &connCap{
+			dir: o.ConnectionDir, limit: o.Connections, idle: c.closeIdle, done: c.life.Done(), open: map[string]int{},
+		}
+	}
+	c.http = c.newHTTPTransport(nil, 0)
 	return c
 }
 
 // Close drops the idle connections, and ends the waiting for new ones.
 func (c *Client) Close() {
 	c.end()
+	c.closeIdle()
+}
+
+func (c *Client) closeIdle() {
 	c.http.CloseIdleConnections()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.special {
+		t.CloseIdleConnections()
+	}
 }
 
 // Traffic returns what was asked and got since NewClient.

@@ -37,6 +37,11 @@ func openImage(t testing.TB, s *Store, ref string, o ContentsOptions) *opened {
 	t.Helper()
 	c := NewClient(ClientOptions{})
 	t.Cleanup(c.Close)
+	return openImageBy(t, c, s, ref, o)
+}
+
+func openImageBy(t testing.TB, c *Client, s *Store, ref string, o ContentsOptions) *opened {
+	t.Helper()
 	r, err := ParseReference(ref)
 	if err != nil {
 		t.Fatal(err)

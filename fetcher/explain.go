@@ -20,7 +20,7 @@ import (
 )
 
 // explain turns an error of the HTTP client, or of the login, into one of this package.
-func (r *repository) explain(ctx context.Context, err error) error {
+func (e *endpoint) explain(ctx context.Context, err error) error {
 	if cause := ctx.Err(); cause != nil {
 		return cause
 	}
@@ -30,21 +30,21 @@ func (r *repository) explain(ctx context.Context, err error) error {
 		for _, d := range answer.Errors {
 			details = append(details, d.Message)
 		}
-		return r.statusToError(answer.StatusCode, strings.Join(details, "; "), "repository "+r.name.repo)
+		return e.statusToError(answer.StatusCode, strings.Join(details, "; "), "repository "+e.name.repo)
 	}
 	if typed := typedError(err); typed != nil {
 		return typed
 	}
 	// What is left are answers that the login, or the following of redirects, can make nothing of.
-	return &ResponseError{Host: r.name.host, Reason: printable(err.Error())}
+	return &ResponseError{Host: e.host.addr, Reason: printable(err.Error())}
 }
 
 // explainBody is explain for an error with which a body ended.
-func (r *repository) explainBody(ctx context.Context, err error) error {
+func (e *endpoint) explainBody(ctx context.Context, err error) error {
 	if cause := ctx.Err(); cause != nil {
 		return cause
 	}
-	return explainNetwork(r.name.host, err)
+	return explainNetwork(e.host.addr, err)
 }
 
 // typedError returns the error of this package in err, or nil.
@@ -132,9 +132,9 @@ func reasonOf(err error) string {
 }
 
 // statusError reads what the registry says to an answer with an error status, and closes it.
-func (r *repository) statusError(resp *http.Response, what string) error {
+func (e *endpoint) statusError(resp *http.Response, what string) error {
 	defer resp.Body.Close()
-	err := r.statusToError(resp.StatusCode, registryDetail(resp.Body), what)
+	err := e.statusToError(resp.StatusCode, registryDetail(resp.Body), what)
 	var status *StatusError
 	if errors.As(err, &status) {
 		status.RetryAfter = retryAfter(resp.Header, time.Now())
@@ -142,14 +142,14 @@ func (r *repository) statusError(resp *http.Response, what string) error {
 	return err
 }
 
-func (r *repository) statusToError(status int, detail, what string) error {
+func (e *endpoint) statusToError(status int, detail, what string) error {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return &AuthError{Registry: r.name.host, Repository: r.name.repo, Status: status, Detail: detail}
+		return &AuthError{Registry: e.registry(), Repository: e.name.repo, Status: status, Detail: detail}
 	case http.StatusNotFound:
 		return &NotFoundError{Name: what, Detail: detail}
 	}
-	return &StatusError{Host: r.name.host, Status: status, Detail: detail}
+	return &StatusError{Host: e.host.addr, Status: status, Detail: detail}
 }
 
 // registryDetail returns the messages of an error body as the distribution spec has it, or "".

@@ -74,6 +74,9 @@ func (h *hedger) do(ctx context.Context, after time.Duration, send func(context.
 	begin := func() {
 		ctx, cancel := context.WithCancel(ctx)
 		try := len(cancels)
+		if try > 0 {
+			ctx = context.WithValue(ctx, secondTryKey{}, true)
+		}
 		cancels = append(cancels, cancel)
 		go func() {
 			began := time.Now()
@@ -110,6 +113,11 @@ func (h *hedger) do(ctx context.Context, after time.Duration, send func(context.
 		}
 	}
 }
+
+// secondTryKey marks the context of a second try, which may go elsewhere.
+type secondTryKey struct{}
+
+func isSecondTry(ctx context.Context) bool { return ctx.Value(secondTryKey{}) != nil }
 
 // closeAnswer waits for the answer that is not wanted.
 func closeAnswer(answers <-chan answer) {

@@ -180,7 +180,7 @@ func (b *fileBlob) Stream(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newVerifiedBody(body, b.desc.Digest), nil
+	return newVerifiedBody(body, b.desc.Digest, nil), nil
 }
 
 // fileBody reads a part of a file, until its context ends.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/veneerfs/veneer/fetcher/fetchtest"
@@ -30,10 +31,10 @@ func needTool(t *testing.T, name string) string {
 var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
 // startDockerRegistry runs Debian's docker-registry until the test ends and returns its address.
-func startDockerRegistry(t *testing.T) string {
+func startDockerRegistry(t *testing.T, more ...string) string {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "config.yml")
-	text := fmt.Sprintf("version: 0.1\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: \"127.0.0.1:0\"}\n", t.TempDir())
+	text := fmt.Sprintf("version: 0.1\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: \"127.0.0.1:0\"}\n%s\n", t.TempDir(), strings.Join(more, "\n"))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -105,6 +106,29 @@ func TestDockerRegistry(t *testing.T) {
 	for _, ref := range []string{host + "/team/app:2", host + "/other"} {
 		_, err := resolveTest(t, c, ref)
 		assertAs[*NotFoundError](t, err, "image not found: "+host)
+	}
+}
+
+// TestPullThroughCache: docker-registry stands in front of another registry. It answers ranges of what it is still fetching with the whole; then
+// the registry itself is asked.
+func TestPullThroughCache(t *testing.T) {
+	reg := newBlobTest(t, 100_000)
+	cache := startDockerRegistry(t, fmt.Sprintf("proxy: {remoteurl: %q}", reg.Server.URL))
+	c := newTestClient(t, withHosts(t, reg.Host(), fmt.Sprintf("server = %q\n[host.\"http://%s\"]\n", reg.Server.URL, cache)))
+	b := c.Blob(mustResolve(t, c, reg.Host()+"/app:1"), 0)
+	if got, err := streamAll(t, b); err != nil || !bytes.Equal(got, reg.raw) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if len(reg.Requests()) == 0 {
+		t.Error("nothing came through the cache")
+	}
+	for _, q := range reg.Requests() {
+		if q.Header.Get("User-Agent") == "veneer" {
+			t.Errorf("the registry itself was asked: %+v", q)
+		}
+	}
+	if got := readRange(t, b, 1000, 5000); !bytes.Equal(got, reg.raw[1000:6000]) {
+		t.Error("wrong bytes")
 	}
 }
 

@@ -44,7 +44,22 @@ func (b *registryBlob) Stream(ctx context.Context) (io.ReadCloser, error) {
 	}
 	body := &resumingBody{body: first, end: b.desc.Size, retry: b.retry(ctx)}
 	body.open = func(off int64) (io.ReadCloser, error) { return b.openFrom(ctx, off) }
-	return newVerifiedBody(body, b.desc.Digest), nil
+	return newVerifiedBody(body, b.desc.Digest, func() { b.Distrust() }), nil
+}
+
+// Distrust says that what was read was not what it should have been. It reports whether there were mirrors that it may have come from: they are
+// asked last from now on.
+func (b *registryBlob) Distrust() bool {
+	all, _ := b.repo.endpoints()
+	found := false
+	for _, e := range all {
+		if e.host.mirror && e.host.pull && !e.isResting() {
+			b.repo.c.opts.Log.Warn("damaged bytes may have come from a mirror: it is asked last", "mirror", e.host, "layer", b.desc.Digest)
+			e.distrust()
+			found = true
+		}
+	}
+	return found
 }
 
 func checkRange(off, n int64, d ocispec.Descriptor) error {
@@ -57,8 +72,11 @@ func checkRange(off, n int64, d ocispec.Descriptor) error {
 // retry decides what happens after a body was cut.
 func (b *registryBlob) retry(ctx context.Context) func(error, int) error {
 	return func(err error, failures int) error {
-		err = b.repo.explainBody(ctx, err)
-		if ctx.Err() != nil || failures >= b.repo.c.opts.Tries {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		err = explainNetwork(b.repo.name.host, err)
+		if failures >= b.repo.c.opts.Tries {
 			return err
 		}
 		b.repo.c.opts.Log.Debug("body cut", "blob", b.desc.Digest, "error", err, "failures", failures)
@@ -80,61 +98,83 @@ func (b *registryBlob) openFrom(ctx context.Context, off int64) (io.ReadCloser, 
 	}
 	if _, err := io.CopyN(io.Discard, body, off); err != nil {
 		body.Close()
-		return nil, b.repo.explainBody(ctx, err)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, explainNetwork(b.repo.name.host, err)
 	}
 	return body, nil
 }
 
-// openRange opens the n bytes from off.
+// openRange opens the n bytes from off, wherever they are to be had.
 func (b *registryBlob) openRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	whole := off == 0 && n == b.desc.Size
-	header := http.Header{layerMark: {"1"}}
+	header := http.Header{purposeMark: {forLayer}}
 	if !whole {
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
 	}
-	resp, err := b.repo.hedgedBlob(ctx, b.desc.Digest, header)
+	resp, err := b.repo.hedge.do(ctx, b.repo.hedgeAfter(), func(ctx context.Context) (resp *http.Response, err error) {
+		err = b.repo.anywhere(ctx, canPull, func(ctx context.Context, e *endpoint) error {
+			if resp, err = e.getBlob(ctx, b.desc.Digest, header); err != nil {
+				return err
+			}
+			if err := b.check(e, resp, off, n, whole); err != nil {
+				resp.Body.Close()
+				return err
+			}
+			resp.Body = &judgedBody{resp.Body, ctx, e}
+			return nil
+		})
+		return resp, err
+	})
 	if err != nil {
-		return nil, err
-	}
-	if err := b.check(resp, off, n, whole); err != nil {
-		resp.Body.Close()
 		return nil, err
 	}
 	return resp.Body, nil
 }
 
-// check holds the answer against what was asked for.
-func (b *registryBlob) check(resp *http.Response, off, n int64, whole bool) error {
+// judgedBody tells its endpoint when it is cut, so that the rest is asked for elsewhere.
+type judgedBody struct {
+	io.ReadCloser
+	ctx context.Context
+	e   *endpoint
+}
+
+func (b *judgedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && b.ctx.Err() == nil {
+		b.e.judge(err)
+	}
+	return n, err
+}
+
+// check holds the answer of e against what was asked for.
+func (b *registryBlob) check(e *endpoint, resp *http.Response, off, n int64, whole bool) error {
+	broken := func(isRange bool, format string, a ...any) error {
+		return &ResponseError{Host: e.host.addr, Reason: fmt.Sprintf(format, a...), Range: isRange}
+	}
 	switch {
 	case resp.StatusCode == http.StatusOK && whole:
 	case resp.StatusCode == http.StatusOK:
 		return ErrRangeIgnored
 	case resp.StatusCode == http.StatusPartialContent && !whole:
 		if err := unwrapSinglePart(resp); err != nil {
-			return b.brokenRange("%v", err)
+			return broken(true, "%v", err)
 		}
 		if err := checkContentRange(resp.Header.Get("Content-Range"), off, n, b.desc.Size); err != nil {
-			return b.brokenRange("%v", err)
+			return broken(true, "%v", err)
 		}
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && !whole:
-		return b.brokenRange("blob %s has no bytes %d to %d there: it is shorter than the manifest says", b.desc.Digest, off, off+n-1)
+		return broken(true, "blob %s has no bytes %d to %d there: it is shorter than the manifest says", b.desc.Digest, off, off+n-1)
 	case resp.StatusCode == http.StatusPartialContent || resp.StatusCode < 300:
-		return b.broken("unexpected answer %s", statusText(resp.StatusCode))
+		return broken(false, "unexpected answer %s", statusText(resp.StatusCode))
 	default:
-		return b.repo.statusError(resp, "blob "+string(b.desc.Digest)+" of "+b.repo.name.host+"/"+b.repo.name.repo)
+		return e.statusError(resp, "blob "+string(b.desc.Digest)+" of "+b.repo.name.host+"/"+b.repo.name.repo)
 	}
 	if resp.ContentLength >= 0 && resp.ContentLength != n {
-		return b.broken("the answer has %d bytes where %d were asked for", resp.ContentLength, n)
+		return broken(false, "the answer has %d bytes where %d were asked for", resp.ContentLength, n)
 	}
 	return nil
-}
-
-func (b *registryBlob) broken(format string, a ...any) error {
-	return &ResponseError{Host: b.repo.name.host, Reason: fmt.Sprintf(format, a...)}
-}
-
-func (b *registryBlob) brokenRange(format string, a ...any) error {
-	return &ResponseError{Host: b.repo.name.host, Reason: fmt.Sprintf(format, a...), Range: true}
 }
 
 // unwrapSinglePart makes an ordinary answer of a multipart/byteranges one (RFC 9110, 14.6), of which the first part counts: one range

@@ -16,7 +16,7 @@ import (
 // equal ones share one answer; and repeats a request that was refused with an old token when a newer one has come meanwhile.
 type tokenGate struct {
 	next http.RoundTripper
-	host string // the registry's; what goes elsewhere has no token
+	host string // the registry's; what goes elsewhere has no token of its
 
 	mu      sync.Mutex
 	token   string                 // guarded by mu; the last that was given out; "" before
@@ -50,7 +50,7 @@ const tokenTimeout = time.Minute
 const maxTokenAnswer = 64 << 10
 
 func (g *tokenGate) RoundTrip(req *http.Request) (*http.Response, error) {
-	if isTokenRequest(req) {
+	if req.Header.Get(purposeMark) == "" { // it is not ours but the login's
 		return g.askToken(req)
 	}
 	used, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
@@ -66,11 +66,6 @@ func (g *tokenGate) RoundTrip(req *http.Request) (*http.Response, error) {
 	again := req.Clone(req.Context())
 	again.Header.Set("Authorization", "Bearer "+newest)
 	return g.next.RoundTrip(again)
-}
-
-// isTokenRequest tells the login's own requests from those for an image, which are all below /v2/.
-func isTokenRequest(req *http.Request) bool {
-	return !strings.HasPrefix(req.URL.Path, "/v2/") && req.Header.Get(layerMark) == ""
 }
 
 // newerThan returns the last token that was given out, or "" when it is the one that was refused.

@@ -3,8 +3,8 @@ package fetcher
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -21,7 +21,7 @@ import (
 //	http.Client     redirects
 //	login           go-containerregistry's transport: token or password, only to the registry itself
 //	tokenGate       one new token for all who need one
-//	schemeGate      only the scheme that was chosen for the registry
+//	hostGate        only the scheme that was chosen for the host, and the headers configured for it
 //	retryTransport  tries again what may be tried again
 //	wireTransport   counts, gives errors their types
 //	http.Transport  connections
@@ -33,16 +33,36 @@ const (
 	idleTimeout    = 90 * time.Second
 	maxBackoff     = 5 * time.Second
 	maxRetryAfter  = 30 * time.Second // a registry that wants a longer pause than this gets to say so to the user
-	layerMark      = "Veneer-Layer"   // marks a request for layer data inside this process; never sent
+	purposeMark    = "Veneer-Purpose" // inside this process, what a request of ours is for; never sent
+	forLayer       = "layer"
+	forOther       = "other"
 	maxErrorDetail = 64 << 10
 )
 
-// newHTTPTransport returns the client's connections.
-func (c *Client) newHTTPTransport() *http.Transport {
-	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	t := &http.Transport{
+// transport returns the connections to h and its like.
+func (c *Client) transport(h *host) *http.Transport {
+	if h.tls == nil && h.dial == 0 {
+		return c.http
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.special[h]
+	if t == nil {
+		t = c.newHTTPTransport(h.tls, h.dial)
+		c.special[h] = t
+	}
+	return t
+}
+
+func (c *Client) newHTTPTransport(tls *tls.Config, dial time.Duration) *http.Transport {
+	if dial == 0 {
+		dial = dialTimeout
+	}
+	dialer := &net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}
+	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           dialer.DialContext,
+		DialContext:           c.capped(dialer.DialContext),
+		TLSClientConfig:       tls,
 		MaxConnsPerHost:       c.opts.Connections,
 		TLSHandshakeTimeout:   tlsTimeout,
 		ResponseHeaderTimeout: headerTimeout,
@@ -52,31 +72,19 @@ func (c *Client) newHTTPTransport() *http.Transport {
 		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 		DisableCompression:    true, // blobs are addressed by the digest of the bytes as they are
 	}
-	if c.opts.ConnectionDir != "" {
-		limit := &connCap{
-			dir: c.opts.ConnectionDir, limit: c.opts.Connections, idle: t.CloseIdleConnections, done: c.life.Done(), open: map[string]int{},
-		}
-		t.DialContext = limit.dial(dialer.DialContext, c.opts.Log)
+}
+
+// capped returns a dialer that keeps to the number of connections that all may have.
+func (c *Client) capped(dial dialFunc) dialFunc {
+	if c.cap == nil {
+		return dial
 	}
-	return t
+	return c.cap.dial(dial, c.opts.Log)
 }
 
-// roundTripper returns the chain without login.
-func (c *Client) roundTripper() http.RoundTripper {
-	return &retryTransport{c: c, next: &wireTransport{c: c, next: c.http}}
-}
-
-// schemeGate lets requests to the registry pass by one scheme only: the login would try both.
-type schemeGate struct {
-	next         http.RoundTripper
-	host, scheme string
-}
-
-func (g *schemeGate) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Host == g.host && req.URL.Scheme != g.scheme {
-		return nil, fmt.Errorf("%s is not used with registry %s", req.URL.Scheme, g.host)
-	}
-	return g.next.RoundTrip(req)
+// roundTripper returns the chain below hostGate.
+func (c *Client) roundTripper(t *http.Transport) http.RoundTripper {
+	return &retryTransport{c: c, next: &wireTransport{c: c, next: t}}
 }
 
 // retryTransport repeats requests that change nothing, after answers and failures that are likely to pass. The last
@@ -91,7 +99,7 @@ func (t *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp, err := t.next.RoundTrip(req)
 		var after time.Duration
 		switch {
-		case req.Method != http.MethodGet && req.Method != http.MethodHead, try >= t.c.opts.Tries, req.Context().Err() != nil:
+		case req.Method != http.MethodGet && req.Method != http.MethodHead, try >= t.tries(req), req.Context().Err() != nil:
 			return resp, err
 		case err != nil && !transient(err):
 			return nil, err
@@ -110,6 +118,13 @@ func (t *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
+}
+
+func (t *retryTransport) tries(req *http.Request) int {
+	if isImpatient(req.Context()) {
+		return 1
+	}
+	return t.c.opts.Tries
 }
 
 // transient reports whether a connection broke that had been made.
@@ -172,9 +187,9 @@ type wireTransport struct {
 }
 
 func (t *wireTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	layer := req.Header.Get(layerMark) != ""
+	layer := req.Header.Get(purposeMark) == forLayer
 	out := req.Clone(req.Context())
-	out.Header.Del(layerMark)
+	out.Header.Del(purposeMark)
 	out.Header.Set("User-Agent", t.c.opts.UserAgent)
 	requests, received := &t.c.traffic.otherRequests, &t.c.traffic.otherBytes
 	if layer {

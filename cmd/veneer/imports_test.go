@@ -32,6 +32,7 @@ var owners = map[string]string{
 	"github.com/containerd/stargz-snapshotter": "fetcher",
 	"github.com/google/go-containerregistry":   "fetcher",
 	"github.com/docker/cli":                    "fetcher",
+	"github.com/BurntSushi/toml":               "fetcher",
 	"github.com/vishvananda/netlink":           "runtime",
 	"github.com/vishvananda/netns":             "runtime",
 	"github.com/google/nftables":               "runtime",

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -16,12 +18,14 @@ import (
 type remote struct {
 	PlainHTTP   bool          `json:"plainHTTP,omitempty"`
 	Connections int           `json:"connections,omitempty"` // to one host; 0 is the fetcher's default
+	CertsDir    string        `json:"certsDir,omitempty"`    // "": the fetcher's default
 	FailAfter   time.Duration `json:"failAfter,omitempty"`   // 0: reads wait
 }
 
 // add adds the flags of every command that may ask a registry.
 func (r *remote) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&r.PlainHTTP, "plain-http", false, "speak plain HTTP to the registry")
+	fl.Var((*directory)(&r.CertsDir), "certs-dir", "`DIR` with a hosts.toml for each registry, as containerd has them (/etc/veneer/certs.d, /etc/containerd/certs.d)")
 	fl.Var((*connections)(&r.Connections), "connections", "how many connections to one host all of veneer may have at a time (16)")
 }
 
@@ -32,9 +36,13 @@ func (r *remote) addPolicy(fl *pflag.FlagSet) {
 
 // client returns a client that shares its limits with all that use the store.
 func (r *remote) client(store *fetcher.Store, log *slog.Logger) *fetcher.Client {
-	return fetcher.NewClient(fetcher.ClientOptions{
+	o := fetcher.ClientOptions{
 		PlainHTTP: r.PlainHTTP, Log: log, Connections: r.Connections, ConnectionDir: store.ConnectionDir(),
-	})
+	}
+	if r.CertsDir != "" {
+		o.CertsDirs = []string{r.CertsDir}
+	}
+	return fetcher.NewClient(o)
 }
 
 // contents returns how image content is read.
@@ -96,4 +104,23 @@ func (c *connections) Set(s string) error {
 	}
 	*c = connections(n)
 	return nil
+}
+
+// directory is the value of a flag that names a directory, made absolute: other processes of ours use it.
+type directory string
+
+func (d *directory) String() string { return string(*d) }
+func (d *directory) Type() string   { return "DIR" }
+
+func (d *directory) Set(s string) error {
+	st, err := os.Stat(s)
+	switch {
+	case err != nil:
+		return err
+	case !st.IsDir():
+		return fmt.Errorf("%s is no directory", s)
+	}
+	s, err = filepath.Abs(s)
+	*d = directory(s)
+	return err
 }

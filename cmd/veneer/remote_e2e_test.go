@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -106,4 +107,20 @@ func TestRemotePolicyIsChecked(t *testing.T) {
 			t.Errorf("%s: %v, %v", s, f, err)
 		}
 	}
+}
+
+func TestMirrorOfTheCertsDir(t *testing.T) {
+	l := newLab(t)
+	img := busyboxImage(t, fetchtest.EStargz())
+	mirror := fetchtest.NewRegistry(t)
+	mirror.Push(t, "box:1", img)
+	dir := l.mkdir("certs/registry.invalid:5000")
+	config := fmt.Sprintf("[host.%q]\n", mirror.Server.URL)
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, certs := range []string{"certs", filepath.Join(l.dir, "certs")} { // relative to where the command is, not the server
+		l.veneer("run", "--rm", "--certs-dir", certs, "registry.invalid:5000/box:1", "echo", "mirrored").check(t, 0, "mirrored\n", "")
+	}
+	l.veneer("pull", "--certs-dir", "nosuch", "registry.invalid:5000/box:1").check(t, 125, "", "nosuch")
 }

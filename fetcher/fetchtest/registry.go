@@ -59,6 +59,7 @@ func (r *Registry) MostConnections() int {
 type Request struct {
 	Method string
 	Path   string
+	Query  string
 	Range  string      // the header
 	Header http.Header // all of it
 	Status int         // 0 while there is no answer yet, and when the connection was cut before it
@@ -273,7 +274,7 @@ func (r *Registry) ForgetRequests() {
 
 // ServeHTTP logs the request, asks the faults from the newest on, then the login, then the registry.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	q := &Request{Method: req.Method, Path: req.URL.Path, Range: req.Header.Get("Range"), Header: req.Header.Clone()}
+	q := &Request{Method: req.Method, Path: req.URL.Path, Query: req.URL.RawQuery, Range: req.Header.Get("Range"), Header: req.Header.Clone()}
 	r.mu.Lock()
 	r.requests = append(r.requests, q)
 	faults := slices.Clone(r.faults)

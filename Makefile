@@ -27,7 +27,7 @@ build: ## a static binary in bin/veneer
 install: build ## bin/veneer to $(PREFIX)/bin, and the helpers of mount(8) and umount(8) to /sbin
 	install -D -m 755 bin/veneer $(DESTDIR)$(PREFIX)/bin/veneer
 	install -d $(DESTDIR)$(SBINDIR)
-	for name in mount.fuse.veneer mount.veneer umount.fuse.veneer; do \
+	for name in mount.fuse.veneer mount.veneer umount.fuse.veneer umount.veneer; do \
 		ln -sf $(PREFIX)/bin/veneer $(DESTDIR)$(SBINDIR)/$$name || exit 1; done
 
 demo: build ## run an image of 300 MB over a slow link, leaving nothing behind

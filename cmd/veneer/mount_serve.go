@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -20,7 +21,8 @@ import (
 //	    mount.json
 //	    log                    messages of the server
 //
-// Until it is mounted, the directory has a name that begins with ".new-".
+// Until it is mounted, the directory has a name that begins with ".new-". The kernel gives a number anew as soon as the mount is gone: if
+// its server has not ended by then, its record becomes MAJ:MIN~PID. Names change, and records go, under a flock of RUNROOT/mounts.
 
 // mountRecord is mount.json.
 type mountRecord struct {
@@ -65,10 +67,16 @@ func (a *app) serveMount(job serverJob, o fs.MountOptions) error {
 		s.wait(nil)
 		<-s.ended
 		if record != "" {
-			os.RemoveAll(record)
+			removeRecord(record, lock)
+		}
+		return err
+	}
+	if r, err := readMountRecord(record); err == nil {
+		if err := noteMount(r); err != nil {
+			a.log.Warn("umount(8) will not wait for the server", "err", err)
 		}
 	}
-	return err
+	return nil
 }
 
 // handOver lets the server open what is to be served before it mounts: a layer may be at the mount point, or around it. It returns the
@@ -107,21 +115,67 @@ func handOver(s *serverClient, job *serverJob, o fs.MountOptions) (record string
 	return record, err
 }
 
-// serveAt gives the record its name and the server the mount. What has the name already is of a mount that is gone: the number was given
-// anew.
+// serveAt gives the record its name and the server the mount.
 func serveAt(s *serverClient, job *serverJob, fuse *os.File) (record string, err error) {
 	device, err := fs.MountDevice(job.Dir)
 	if err != nil {
 		return "", err
 	}
 	record = filepath.Join(filepath.Dir(job.Record), device)
-	if err := os.RemoveAll(record); err != nil {
-		return "", err
-	}
-	if err := os.Rename(job.Record, record); err != nil {
+	if err := publishRecord(job.Record, record); err != nil {
 		return "", err
 	}
 	return record, s.serve(serveJob{Device: device, Record: record}, fuse)
+}
+
+// publishRecord gives a record its name. What has that name is of a mount that is gone.
+func publishRecord(tmp, record string) error {
+	unlock, err := lockRecords(record)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if old, err := readMountRecord(record); err == nil && old.Server.alive() {
+		if err := os.Rename(record, displaced(record, old.Server.PID)); err != nil {
+			return err
+		}
+	} else if err := os.RemoveAll(record); err != nil {
+		return err
+	}
+	return os.Rename(tmp, record)
+}
+
+func displaced(record string, pid int) string { return fmt.Sprintf("%s~%d", record, pid) }
+
+// removeRecord removes the record with that lock, whichever name it has by now.
+func removeRecord(record string, lock *os.File) error {
+	unlock, err := lockRecords(record)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer unlock()
+	paths, err := filepath.Glob(record + "*")
+	for _, path := range paths {
+		if same(lock, filepath.Join(path, "lock")) {
+			err = errors.Join(err, os.RemoveAll(path))
+		}
+	}
+	return err
+}
+
+// lockRecords keeps others from giving record, or one beside it, a name or from removing it.
+func lockRecords(record string) (unlock func(), err error) {
+	f, err := os.Open(filepath.Dir(record))
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
 }
 
 func ignoreGone(err error) error {

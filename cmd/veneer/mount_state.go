@@ -72,7 +72,7 @@ func stateHolder(p places, dir string) (r *mountRecord, mounted bool) {
 	for _, path := range records {
 		if r, err := readMountRecord(path); err == nil && r.State == dir && r.Server.alive() {
 			// The kernel's list of devices is the same in all mount namespaces, and asking it does not touch the mount.
-			_, err := os.Stat("/sys/class/bdi/" + filepath.Base(path))
+			_, err := os.Stat("/sys/class/bdi/" + filepath.Base(path)) // a record that was displaced has no device
 			return r, err == nil
 		}
 	}

@@ -181,7 +181,7 @@ func TestOverlayOverItsOwnLayer(t *testing.T) {
 // mount(8) finds its helper in /sbin. Here that is a directory of ours, in a mount namespace of its own.
 func TestMountHelper(t *testing.T) {
 	l, dir := overlayLab(t)
-	for _, name := range []string{"mount.fuse.veneer", "umount.fuse.veneer", "mount.veneer"} {
+	for _, name := range []string{"mount.fuse.veneer", "umount.fuse.veneer", "mount.veneer", "umount.veneer"} {
 		l.mkdir("sbin")
 		if err := os.Symlink(l.bin, filepath.Join(l.dir, "sbin", name)); err != nil {
 			t.Fatal(err)
@@ -191,18 +191,21 @@ func TestMountHelper(t *testing.T) {
 	script := `
 set -e
 mount --bind sbin "$(readlink -f /sbin)"
+mount -t tmpfs tmpfs /run/mount
 shown() { findmnt -nro SOURCE,FSTYPE,VFS-OPTIONS -M mnt; }
 mount -t fuse.veneer first mnt -o 'lowerdir=high:low,upperdir=state,noatime'
 shown; echo kept > mnt/new
 mount -o remount,ro mnt
 shown
-umount mnt
+umount "$PWD/mnt"
+flock --nonblock state/lock true # umount has waited for the server
 mount -t fuse.veneer second mnt -o lowerdir=high:low,upperdir=state,subtype=
 shown; cat mnt/new
 umount second
 mount -T fstab mnt
 shown
 umount -v mnt >/dev/null
+cat /run/mount/utab
 set +e
 mount -t veneer third mnt -o lowerdir=high,foo; echo status $?
 mount -t veneer third mnt -o lowerdir=nosuch; echo status $?

@@ -42,7 +42,7 @@ var flagOptions = map[string]struct{ set, clear uintptr }{
 // idleOptions change nothing here: what mount(8) and init read of a line of fstab; what every mount of ours is, and so what a remount is
 // told again; and those of overlayfs that choose how it does what we do in our own way. An option ends with "=" if it has a value.
 var idleOptions = optionSet("auto noauto nofail _netdev user users owner group nouser nousers noowner nogroup user= comment= " +
-	"nomand noiversion " +
+	"nomand noiversion helper= uhelper= " +
 	"allow_other default_permissions nonempty fd= rootmode= user_id= group_id= max_read= blksize= " +
 	"workdir= redirect_dir= index= xino= metacopy= uuid= volatile userxattr")
 

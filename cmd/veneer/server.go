@@ -116,7 +116,7 @@ func (s *server) prepareMount() (undo func(), err error) {
 		m, err := findMount(s.job.Dir)
 		if err == nil && m != nil && (before == nil || m.id != before.id) && m.fstype == r.Type && m.source == r.Source {
 			unix.Unmount(s.job.Dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-			os.RemoveAll(filepath.Join(filepath.Dir(s.job.Record), m.device))
+			removeRecord(filepath.Join(filepath.Dir(s.job.Record), m.device), s.lock)
 		}
 		os.RemoveAll(s.job.Record)
 	}, nil
@@ -146,7 +146,7 @@ func (s *server) serve() int {
 		s.settle()
 	}
 	if s.job.Record != "" {
-		os.RemoveAll(s.job.Record)
+		removeRecord(s.job.Record, s.lock)
 	}
 	msg := fromServer{Closed: true}
 	if err != nil {

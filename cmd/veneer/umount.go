@@ -62,36 +62,39 @@ func (a *app) umount(ctx context.Context, dir string, flags int) error {
 	if err := a.needRoot("unmount"); err != nil {
 		return err
 	}
+	// Its lock, before its number may be another's.
+	record := filepath.Join(a.runRoot, "mounts", m.device)
+	lock, err := os.OpenFile(filepath.Join(record, "lock"), os.O_RDWR, 0)
+	if err == nil {
+		defer lock.Close()
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	if err := unix.Unmount(m.dir, flags); err == unix.EBUSY {
 		return fmt.Errorf("%s is busy: a process works in it or has a file of it open "+
 			"(fuser -vm %s tells which; veneer umount -l %s unmounts it when they are done)", dir, m.dir, dir)
 	} else if err != nil {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
-	record := filepath.Join(a.runRoot, "mounts", m.device)
-	if flags&unix.MNT_DETACH != 0 {
+	if err := forgetMount(m.dir); err != nil {
+		a.log.Warn("umount(8) may still think that it is mounted", "err", err)
+	}
+	if flags&unix.MNT_DETACH != 0 || lock == nil { // it was mounted with another --run-root
 		return nil
 	}
-	return waitServer(ctx, m, record)
+	return waitServer(ctx, m, record, lock)
 }
 
 // elsewhereAfter is when to look for who else has the mount.
 const elsewhereAfter = 2 * time.Second
 
 // waitServer waits until the server of a mount that is gone has written everything, and removes the record if it could not.
-func waitServer(ctx context.Context, m *mountEntry, record string) error {
-	f, err := os.OpenFile(filepath.Join(record, "lock"), os.O_RDWR, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // it was fast, or was mounted with another --run-root
-	} else if err != nil {
-		return err
-	}
+func waitServer(ctx context.Context, m *mountEntry, record string, lock *os.File) error {
 	ended := make(chan error, 1)
 	go func() {
-		defer f.Close()
-		err := flock(f, unix.LOCK_EX)
-		if err == nil && same(f, filepath.Join(record, "lock")) {
-			err = os.RemoveAll(record) // the server died without doing it
+		err := flock(lock, unix.LOCK_EX)
+		if err == nil {
+			err = removeRecord(record, lock) // if the server died without doing it
 		}
 		ended <- err
 	}()
@@ -102,7 +105,7 @@ func waitServer(ctx context.Context, m *mountEntry, record string) error {
 		case err := <-ended:
 			return err
 		case <-elsewhere.C:
-			if pid := otherUser(m.device); pid != 0 {
+			if pid := otherUser(m); pid != 0 {
 				return fmt.Errorf("%s is unmounted, but stays mounted in the mount namespace of process %d; its server goes on", m.dir, pid)
 			}
 		case <-ctx.Done():
@@ -111,8 +114,8 @@ func waitServer(ctx context.Context, m *mountEntry, record string) error {
 	}
 }
 
-// otherUser returns a process in whose mount namespace the device is mounted; 0 if there is none.
-func otherUser(device string) int {
+// otherUser returns a process in whose mount namespace a mount is that is gone from here; 0 if there is none.
+func otherUser(gone *mountEntry) int {
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -120,7 +123,9 @@ func otherUser(device string) int {
 			continue
 		}
 		found := false
-		scanMounts(fmt.Sprintf("/proc/%d/mountinfo", pid), func(m mountEntry) { found = found || m.device == device })
+		scanMounts(fmt.Sprintf("/proc/%d/mountinfo", pid), func(m mountEntry) {
+			found = found || m.device == gone.device && m.fstype == gone.fstype && m.source == gone.source
+		})
 		if found {
 			return pid
 		}

@@ -34,7 +34,7 @@ func (f *FS) dirMeta(ino Ino) (meta, error) {
 	return m, err
 }
 
-// Lookup finds name in dir; "." and ".." too.
+// Lookup finds name in dir; ".." too, and in every inode "." (a file handle is looked up that way).
 func (f *FS) Lookup(dir Ino, name string) (unionfs.Attr, error) {
 	if len(name) > maxName {
 		return unionfs.Attr{}, syscall.ENAMETOOLONG
@@ -49,14 +49,14 @@ func (f *FS) Lookup(dir Ino, name string) (unionfs.Attr, error) {
 }
 
 func (f *FS) lookupRLocked(dir Ino, name string) (Ino, error) {
+	if name == "." {
+		return dir, nil
+	}
 	m, err := f.dirMeta(dir)
 	if err != nil {
 		return 0, err
 	}
-	switch name {
-	case ".":
-		return dir, nil
-	case "..":
+	if name == ".." {
 		return m.val, nil
 	}
 	ino, ok := f.lookup(dir, name)
@@ -77,6 +77,22 @@ func newMeta(parent *meta, mode uint32, c unionfs.Owner) meta {
 		}
 	}
 	return m
+}
+
+// createIn is create for an inode that takes after a directory.
+func (t *tx) createIn(dir Ino, m meta, umask uint32) (Ino, error) {
+	access, byDefault := t.f.inheritACL(dir, &m, umask)
+	ino, err := t.create(m)
+	if err != nil {
+		return 0, err
+	}
+	if access != nil {
+		t.setXattr(ino, aclAccess, access)
+	}
+	if byDefault != nil {
+		t.setXattr(ino, aclDefault, byDefault)
+	}
+	return ino, nil
 }
 
 // room checks that a new name can be made in dir, and returns dir's attributes for the change.
@@ -151,7 +167,7 @@ func (f *FS) make(dir Ino, name string, mode uint32, val uint64, target string, 
 		m.nlink = 2
 		d.nlink++
 	}
-	ino, err := t.create(m)
+	ino, err := t.createIn(dir, m, c.Umask)
 	if err != nil {
 		return unionfs.Attr{}, err
 	}
@@ -182,11 +198,11 @@ func (f *FS) Tmpfile(dir Ino, mode uint32, c unionfs.Owner) (unionfs.Attr, error
 		return unionfs.Attr{}, err
 	}
 	if d.nlink == 0 {
-		return unionfs.Attr{}, syscall.ENOENT
+		return unionfs.Attr{}, syscall.EPERM // not ENOENT, as for a name (kernel: fs/ext4/ialloc.c, __ext4_new_inode)
 	}
 	m := newMeta(&d, unix.S_IFREG|mode&0o7777, c)
 	m.nlink = 0
-	ino, err := t.create(m)
+	ino, err := t.createIn(dir, m, c.Umask)
 	if err != nil {
 		return unionfs.Attr{}, err
 	}

@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/unionfs"
 )
 
 // xattr is an extended attribute that differs from the image's.
@@ -57,7 +59,11 @@ func (f *FS) imageXattr(ino Ino, name string) ([]byte, bool) {
 	if !f.inImage(ino) {
 		return nil, false
 	}
-	return f.tree.Xattr(ino, name)
+	value, ok := f.tree.Xattr(ino, name)
+	if ok && (name == aclAccess || name == aclDefault) {
+		return imageACL(value)
+	}
+	return value, ok
 }
 
 // xattr finds a value. It needs st or op. What it returns does not change.
@@ -144,6 +150,8 @@ func (f *FS) SetXattr(ino Ino, name string, value []byte, flags uint32) error {
 	if err := checkXattr(name); err != nil {
 		return err
 	}
+	killSGID := flags&unionfs.XattrKillSGID != 0
+	flags &^= unionfs.XattrKillSGID
 	if flags&^(unix.XATTR_CREATE|unix.XATTR_REPLACE) != 0 {
 		return syscall.EINVAL
 	}
@@ -169,7 +177,7 @@ func (f *FS) SetXattr(ino Ino, name string, value []byte, flags uint32) error {
 		return syscall.ENOSPC
 	}
 	if name == aclAccess || name == aclDefault {
-		err = t.setACL(ino, m, name, value)
+		err = t.setACL(ino, m, name, value, killSGID)
 		if err != nil {
 			return err
 		}
@@ -187,7 +195,7 @@ func (f *FS) xattrListLen(ino Ino) (n int) {
 	return n
 }
 
-// RemoveXattr removes a value: as SetXattr. ENODATA: there is none of that name.
+// RemoveXattr removes a value: as SetXattr. ENODATA: there is none of that name, and it is no ACL.
 func (f *FS) RemoveXattr(ino Ino, name string) error {
 	if err := checkXattr(name); err != nil {
 		return err
@@ -202,6 +210,9 @@ func (f *FS) RemoveXattr(ino Ino, name string) error {
 		return err
 	}
 	if _, ok := f.xattr(ino, name); !ok {
+		if name == aclAccess || name == aclDefault {
+			return nil // the mode says it all
+		}
 		return syscall.ENODATA
 	}
 	t.frees = true

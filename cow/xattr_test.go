@@ -1,15 +1,12 @@
 package cow
 
 import (
-	"encoding/binary"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/veneerfs/veneer/unionfs"
 )
 
 func TestXattrs(t *testing.T) {
@@ -73,40 +70,4 @@ func TestXattrNamesHaveALimit(t *testing.T) {
 		}
 		return
 	}
-}
-
-func makeACL(entries ...[2]uint16) []byte {
-	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
-	for _, e := range entries {
-		b = binary.LittleEndian.AppendUint16(b, e[0])
-		b = binary.LittleEndian.AppendUint16(b, e[1])
-		b = binary.LittleEndian.AppendUint32(b, 1000)
-	}
-	return b
-}
-
-func TestAccessACLAndModeAgree(t *testing.T) {
-	x := newFixture(t, smallImage())
-	passwd := x.ino("etc/passwd")
-	must(t, x.SetXattr(passwd, aclAccess, makeACL([2]uint16{aclUserObj, 7}, [2]uint16{aclUser, 6}, [2]uint16{aclGroupObj, 4}, [2]uint16{aclMask, 6}, [2]uint16{aclOther, 0}), 0))
-	if a := x.attr("etc/passwd"); a.Mode != unix.S_IFREG|0o760 {
-		t.Errorf("mode %o", a.Mode)
-	}
-	_, err := x.SetAttr(passwd, unionfs.SetAttr{Valid: unionfs.SetMode, Mode: 0o615})
-	must(t, err)
-	v, err := x.GetXattr(passwd, aclAccess)
-	must(t, err)
-	if string(v) != string(makeACL([2]uint16{aclUserObj, 6}, [2]uint16{aclUser, 6}, [2]uint16{aclGroupObj, 4}, [2]uint16{aclMask, 1}, [2]uint16{aclOther, 5})) {
-		t.Errorf("ACL after chmod: %x", v)
-	}
-	must(t, x.SetXattr(passwd, aclAccess, makeACL([2]uint16{aclUserObj, 7}, [2]uint16{aclGroupObj, 5}, [2]uint16{aclOther, 1}), 0))
-	if _, err := x.GetXattr(passwd, aclAccess); err != syscall.ENODATA {
-		t.Errorf("an ACL that the mode says all of: %v", err)
-	}
-	if a := x.attr("etc/passwd"); a.Mode != unix.S_IFREG|0o751 {
-		t.Errorf("mode %o", a.Mode)
-	}
-	want(t, "default ACL of a file", x.SetXattr(passwd, aclDefault, makeACL([2]uint16{aclUserObj, 7}, [2]uint16{aclGroupObj, 5}, [2]uint16{aclOther, 1}), 0), syscall.EACCES)
-	want(t, "nonsense", x.SetXattr(passwd, aclAccess, []byte("nonsense"), 0), syscall.EINVAL)
-	want(t, "no owner", x.SetXattr(passwd, aclAccess, makeACL([2]uint16{aclGroupObj, 5}, [2]uint16{aclOther, 1}), 0), syscall.EINVAL)
 }

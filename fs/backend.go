@@ -40,6 +40,8 @@ type Backend interface {
 
 	GetXattr(ino unionfs.Ino, name string) ([]byte, error)
 	ListXattr(ino unionfs.Ino) ([]string, error)
+	// SetXattr takes setxattr(2)'s flags and unionfs.XattrKillSGID. A POSIX ACL goes with the mode: it sets the permission bits, and
+	// they set it; what is made in a directory with a default ACL inherits that (the kernel then enforces what it is told).
 	SetXattr(ino unionfs.Ino, name string, value []byte, flags uint32) error
 	RemoveXattr(ino unionfs.Ino, name string) error
 

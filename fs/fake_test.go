@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -62,7 +63,7 @@ func now() unionfs.Time {
 
 func (f *fakeFS) newInode(mode uint32, rdev uint64, c unionfs.Owner) *fakeInode {
 	t := now()
-	n := &fakeInode{attr: unionfs.Attr{Ino: f.next, Mode: mode, UID: c.UID, GID: c.GID, Rdev: rdev,
+	n := &fakeInode{attr: unionfs.Attr{Ino: f.next, Mode: mode &^ c.Umask, UID: c.UID, GID: c.GID, Rdev: rdev,
 		Atime: t, Mtime: t, Ctime: t, Btime: t}, lastPos: 2}
 	f.next++
 	f.inodes[n.attr.Ino] = n
@@ -427,6 +428,8 @@ func (f *fakeFS) SetXattr(ino unionfs.Ino, name string, value []byte, flags uint
 	}
 	_, exists := n.xattrs[name]
 	switch {
+	case strings.HasPrefix(name, "system."): // it has no ACLs
+		return syscall.EOPNOTSUPP
 	case flags&unix.XATTR_CREATE != 0 && exists:
 		return syscall.EEXIST
 	case flags&unix.XATTR_REPLACE != 0 && !exists:

@@ -302,16 +302,6 @@ func TestXattrs(t *testing.T) {
 	})
 }
 
-// An access control list that the kernel does not enforce must not be taken.
-func TestAccessControlListsAreRefused(t *testing.T) {
-	m := mountTest(t, newFakeFS(), Options{})
-	acl := []byte{2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 232, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255,
-		16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255}
-	if err := unix.Setxattr(m.dir, "system.posix_acl_access", acl, 0); err != unix.EOPNOTSUPP {
-		t.Errorf("setxattr: %v", err)
-	}
-}
-
 func TestProgramRunsFromTheMount(t *testing.T) {
 	onBothRungs(t, func(t *testing.T, m *testMount, f *fakeFS) {
 		if err := run(exec.Command("cp", "/bin/echo", m.dir+"/echo")); err != nil {

@@ -146,7 +146,10 @@ func mountOptions(o Options) *fuse.MountOptions {
 		// wait for us without INTERRUPT, and could not be killed (fs/fuse/file.c fuse_direct_IO).
 		// READDIRPLUS_AUTO: attributes come with the names only where they were wanted before; ls of 20,000 names takes 22 small
 		// requests instead of 100 big ones, find -ls no more than without.
-		ExtraCapabilities:    fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_READDIRPLUS_AUTO,
+		// DONT_MASK: a default ACL goes before the umask. SETXATTR_EXT: an access ACL may clear the set-group-id bit.
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_READDIRPLUS_AUTO |
+			fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT,
+		EnableAcl:            true,
 		DisabledCapabilities: without,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 	}

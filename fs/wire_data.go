@@ -42,14 +42,14 @@ func (w *wire) open(node uint64, flags uint32, out *fuse.OpenOut) error {
 // Create implements fuse.RawFileSystem.
 func (w *wire) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	w.count(opCreate)
-	a, err := w.b.Mknod(inoOf(in.NodeId), name, in.Mode, 0, owner(&in.InHeader))
+	a, err := w.b.Mknod(inoOf(in.NodeId), name, in.Mode, 0, owner(&in.InHeader, in.Umask))
 	return w.created(&a, err, "CREATE", in, out)
 }
 
 // Tmpfile implements fuse.RawFileSystem.
 func (w *wire) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	w.count(opTmpfile)
-	a, err := w.b.Tmpfile(inoOf(in.NodeId), in.Mode, owner(&in.InHeader))
+	a, err := w.b.Tmpfile(inoOf(in.NodeId), in.Mode, owner(&in.InHeader, in.Umask))
 	return w.created(&a, err, "TMPFILE", in, out)
 }
 

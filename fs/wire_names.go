@@ -31,24 +31,24 @@ func (w *wire) made(a *unionfs.Attr, err error, op string, node uint64, out *fus
 	return fuse.OK
 }
 
-// Mknod implements fuse.RawFileSystem. The kernel has applied the umask.
+// Mknod implements fuse.RawFileSystem.
 func (w *wire) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	w.count(opMknod)
-	a, err := w.b.Mknod(inoOf(in.NodeId), name, in.Mode, uint64(in.Rdev), owner(&in.InHeader))
+	a, err := w.b.Mknod(inoOf(in.NodeId), name, in.Mode, uint64(in.Rdev), owner(&in.InHeader, in.Umask))
 	return w.made(&a, err, "MKNOD", in.NodeId, out)
 }
 
 // Mkdir implements fuse.RawFileSystem.
 func (w *wire) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	w.count(opMkdir)
-	a, err := w.b.Mkdir(inoOf(in.NodeId), name, in.Mode&07777, owner(&in.InHeader))
+	a, err := w.b.Mkdir(inoOf(in.NodeId), name, in.Mode&07777, owner(&in.InHeader, in.Umask))
 	return w.made(&a, err, "MKDIR", in.NodeId, out)
 }
 
 // Symlink implements fuse.RawFileSystem.
 func (w *wire) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	w.count(opSymlink)
-	a, err := w.b.Symlink(inoOf(in.NodeId), name, target, owner(in))
+	a, err := w.b.Symlink(inoOf(in.NodeId), name, target, owner(in, 0))
 	return w.made(&a, err, "SYMLINK", in.NodeId, out)
 }
 
@@ -88,4 +88,7 @@ func (w *wire) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName str
 	return w.status(err, "RENAME", in.NodeId)
 }
 
-func owner(in *fuse.InHeader) unionfs.Owner { return unionfs.Owner{UID: in.Uid, GID: in.Gid} }
+// owner is who sent a request. The umask is left to us, because a directory's default ACL goes before it (FUSE_DONT_MASK).
+func owner(in *fuse.InHeader, umask uint32) unionfs.Owner {
+	return unionfs.Owner{UID: in.Uid, GID: in.Gid, Umask: umask}
+}

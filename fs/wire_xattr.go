@@ -5,14 +5,12 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/veneerfs/veneer/unionfs"
 )
 
 // xattrListMax is the most that listxattr(2) returns, bytes.
 const xattrListMax = 65536
-
-// posixACL is the prefix of access control lists. FUSE_POSIX_ACL is not negotiated, so the kernel does not enforce them: what an
-// image has is shown, a change is refused. Nobody is told that a list is set which then protects nothing.
-const posixACL = "system.posix_acl_"
 
 // GetXAttr implements fuse.RawFileSystem. go-fuse turns ERANGE for an empty dest into the size that was asked for.
 func (w *wire) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
@@ -63,17 +61,15 @@ func listed(name string, uid uint32) bool {
 // SetXAttr implements fuse.RawFileSystem.
 func (w *wire) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
 	w.count(opSetxattr)
-	if strings.HasPrefix(name, posixACL) {
-		return fuse.ENOTSUP
+	flags := in.Flags
+	if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+		flags |= unionfs.XattrKillSGID
 	}
-	return w.status(w.b.SetXattr(inoOf(in.NodeId), name, value, in.Flags), "SETXATTR", in.NodeId)
+	return w.status(w.b.SetXattr(inoOf(in.NodeId), name, value, flags), "SETXATTR", in.NodeId)
 }
 
 // RemoveXAttr implements fuse.RawFileSystem.
 func (w *wire) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	w.count(opRemovexattr)
-	if strings.HasPrefix(name, posixACL) {
-		return fuse.ENOTSUP
-	}
 	return w.status(w.b.RemoveXattr(inoOf(in.NodeId), name), "REMOVEXATTR", in.NodeId)
 }

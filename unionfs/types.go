@@ -119,10 +119,15 @@ type SetAttr struct {
 	Atime, Mtime, Ctime Time
 }
 
-// Owner is who makes a new inode. A set-group-id directory passes its own group on instead.
+// Owner is who makes a new inode. A set-group-id directory passes its own group on instead, and one with a default ACL
+// its ACL in place of the umask.
 type Owner struct {
 	UID, GID uint32
+	Umask    uint32
 }
+
+// XattrKillSGID is a flag of SetXattr besides setxattr(2)'s, for an access ACL: clear the set-group-id bit.
+const XattrKillSGID = 1 << 31
 
 // StatFS is what statfs(2) tells of the mount.
 type StatFS struct {

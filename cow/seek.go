@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lseek finds data or a hole. What is the image's counts as data.
+// Lseek finds data or a hole. What is the image's counts as data while it is not on this host.
 func (f *FS) Lseek(ino Ino, off int64, whence int) (int64, error) {
 	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
 		return 0, syscall.EINVAL
@@ -30,13 +30,11 @@ func (f *FS) Lseek(ino Ino, off int64, whence int) (int64, error) {
 			}
 			return 0, syscall.ENXIO
 		}
-		at := pos
-		switch {
-		case where == inObject:
-			at, err = f.seekObject(ino, pos, pos+length, whence)
-		case whence == unix.SEEK_HOLE:
-			at = pos + length
+		seek := f.seekImage
+		if where == inObject {
+			seek = f.seekObject
 		}
+		at, err := seek(ino, pos, pos+length, whence)
 		if err != nil {
 			return 0, err
 		}
@@ -58,12 +56,41 @@ func (f *FS) seekObject(ino Ino, pos, end int64, whence int) (int64, error) {
 		return hole, err
 	}
 	defer f.objs.put(o)
-	at, err := unix.Seek(o.fd, pos, whence)
-	if err == unix.ENXIO { // the object is shorter than the file
-		return hole, nil
-	}
-	return min(at, end), err
+	return seekFile(o.fd, pos, end, whence)
 }
+
+// seekImage is seekObject for the image's content: all of it counts as data while it is not whole on this host.
+func (f *FS) seekImage(ino Ino, pos, end int64, whence int) (int64, error) {
+	file, err := f.contents.Local(ino)
+	if err != nil || file == nil {
+		if whence == unix.SEEK_DATA {
+			return pos, nil
+		}
+		return end, nil
+	}
+	defer file.Close()
+	return seekFile(int(file.Fd()), pos, end, whence)
+}
+
+// seekFile finds data or a hole in [pos,end) of a host's file; end says there is none. The file may be shorter: there is a
+// hole where its last block ends.
+func seekFile(fd int, pos, end int64, whence int) (int64, error) {
+	at, err := unix.Seek(fd, pos, whence)
+	switch {
+	case err == unix.ENXIO && whence == unix.SEEK_HOLE:
+		return pos, nil
+	case err == unix.ENXIO:
+		return end, nil
+	case err != nil:
+		return 0, err
+	case whence == unix.SEEK_HOLE && at > pos:
+		at = (at + seekBlock - 1) / seekBlock * seekBlock
+	}
+	return min(at, end), nil
+}
+
+// seekBlock is what holes begin and end at, bytes.
+const seekBlock = 4096
 
 // Fallocate reserves, zeroes or gives back space of [off,off+length).
 //

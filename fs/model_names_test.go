@@ -302,41 +302,16 @@ var nameCases = []modelCase{
 		d.err("open a socket", err)
 		_, err = unix.Open(d.path("c"), unix.O_RDWR, 0)
 		d.err("open a device without a driver", err)
-		d.must(os.Chdir(d.dir)) // a socket's address is short
+		bound := fmt.Sprintf("/proc/self/fd/%d/bound", d.open(".", unix.O_DIRECTORY, 0)) // a socket's address is short
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		d.must(err)
-		d.err("bind", unix.Bind(fd, &unix.SockaddrUnix{Name: "bound"}))
+		d.err("bind", unix.Bind(fd, &unix.SockaddrUnix{Name: bound}))
 		d.err("listen", unix.Listen(fd, 1))
 		c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		d.must(err)
-		d.err("connect", unix.Connect(c, &unix.SockaddrUnix{Name: "bound"}))
-		d.err("bind again", unix.Bind(c, &unix.SockaddrUnix{Name: "bound"}))
+		d.err("connect", unix.Connect(c, &unix.SockaddrUnix{Name: bound}))
+		d.err("bind again", unix.Bind(c, &unix.SockaddrUnix{Name: bound}))
 		unix.Close(fd)
 		unix.Close(c)
-		d.must(os.Chdir("/"))
 	}},
-}
-
-// linkFD gives the file of a descriptor a name.
-func linkFD(fd int, path string) error {
-	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
-}
-
-// withMode creates path with a mode and calls do with it.
-func withMode(path string, mode uint32, do func(fd int) error) error {
-	fd, err := unix.Open(path, unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, mode)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return do(fd)
-}
-
-func withFileAt(dir int, name string, flags int, do func(fd int) error) error {
-	fd, err := unix.Openat(dir, name, flags|unix.O_CLOEXEC, 0o644)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return do(fd)
 }

@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -385,4 +387,28 @@ func TestSameAsRunc(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The file system of the root may be one that nobody answers for yet. Whoever starts its server waits for the plan to be made.
+func TestPlanAsksNothingOfTheRoot(t *testing.T) {
+	root := newRootfs(t)
+	privateMounts(t)
+	fuse, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	must(t, unix.Mount("silent", root, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse)))
+	late := time.AfterFunc(10*time.Second, func() {
+		t.Error("it waits for an answer")
+		unix.Close(fuse) // which is one
+	})
+	p, err := newPlan(CreateOptions{ID: "silent", Spec: newSpec("/bin/true"), Root: root})
+	switch {
+	case err != nil:
+		t.Error(err)
+	case p.child.Root != root:
+		t.Errorf("root %q, want %q", p.child.Root, root)
+	}
+	if late.Stop() {
+		unix.Close(fuse)
+	}
+	must(t, unix.Unmount(root, unix.MNT_DETACH))
 }

@@ -92,17 +92,16 @@ func (p *plan) planRoot(o CreateOptions) error {
 			dir = filepath.Join(o.Bundle, dir)
 		}
 	}
-	real, err := filepath.EvalSymlinks(dir)
-	if err == nil {
-		real, err = filepath.Abs(real)
-	}
+	// Nothing is asked of the file system that is mounted there, which may be a FUSE server that is still starting.
+	r, err := openRoot(dir)
 	if err != nil {
 		return &ConfigError{"root.path", err}
 	}
-	if real == "/" {
+	defer r.close()
+	if r.path == "/" {
 		return badConfig("root.path", "it is the host's root")
 	}
-	p.child.Root = real
+	p.child.Root = r.path
 	return nil
 }
 

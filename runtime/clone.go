@@ -17,11 +17,6 @@ import (
 // startChild clones the set-up child. release is called when the child does not depend on the thread it was cloned from any more.
 func (c *Container) startChild(p *plan, o CreateOptions, childEnd *os.File) (release func(), err error) {
 	release = func() {}
-	exe, err := openSelf()
-	if err != nil {
-		return release, fmt.Errorf("open own program: %w", err)
-	}
-	defer exe.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return release, err
@@ -37,6 +32,11 @@ func (c *Container) startChild(p *plan, o CreateOptions, childEnd *os.File) (rel
 			}
 		}
 	}
+	exe, err := openSelf(files)
+	if err != nil {
+		return release, fmt.Errorf("open own program: %w", err)
+	}
+	defer exe.Close()
 	start := func() error {
 		return c.cgroup.bear(p.child.Cgroups, func(v2 int) (err error) {
 			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = v2 >= 0, v2

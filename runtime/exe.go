@@ -9,22 +9,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// selfFD is where the descriptor of our own program is put: above those that the child is given.
-const selfFD = 100
+// aboveFiles is how far above the files that the child is given the descriptor of our own program is put: what is between is the room in
+// which package syscall moves them about.
+const aboveFiles = 16
 
-// openSelf returns a descriptor of this program that a process which executes it cannot use to write to the file.
+// openSelf returns a descriptor of this program that a process which executes it cannot use to write to the file. It is out of the way of
+// files, which the child is given.
 //
 // CVE-2019-5736: in the container, /proc/PID/exe of a process that runs this program (an image may name /proc/self/exe as its
 // command) leads to the host's file, which root in the container could reopen for writing. So the child runs from a
 // read-only mount of the file that is in nobody's mount namespace, or, where that is not permitted, from a sealed copy in memory.
-func openSelf() (*os.File, error) {
-	if f, err := readOnlySelf(); err == nil {
+func openSelf(files []*os.File) (*os.File, error) {
+	lowest := aboveFiles
+	for _, f := range files {
+		lowest = max(lowest, int(f.Fd())+aboveFiles)
+	}
+	if f, err := readOnlySelf(lowest); err == nil {
 		return f, nil
 	}
-	return copySelf()
+	return copySelf(lowest)
 }
 
-func readOnlySelf() (*os.File, error) {
+func readOnlySelf(lowest int) (*os.File, error) {
 	// By name, since /proc/self/exe leads to a mount of the namespace that we were started in, and open_tree takes
 	// only those of the thread's own.
 	name, err := os.Readlink("/proc/self/exe")
@@ -47,10 +53,10 @@ func readOnlySelf() (*os.File, error) {
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return nil, fmt.Errorf("mount_setattr: %w", err)
 	}
-	return moveAbove(fd)
+	return moveAbove(fd, lowest)
 }
 
-func copySelf() (*os.File, error) {
+func copySelf(lowest int) (*os.File, error) {
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
 		return nil, err
@@ -69,11 +75,11 @@ func copySelf() (*os.File, error) {
 	if _, err := unix.FcntlInt(mem.Fd(), unix.F_ADD_SEALS, seals); err != nil {
 		return nil, fmt.Errorf("seal own program: %w", err)
 	}
-	return moveAbove(int(mem.Fd()))
+	return moveAbove(int(mem.Fd()), lowest)
 }
 
-func moveAbove(fd int) (*os.File, error) {
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, selfFD)
+func moveAbove(fd, lowest int) (*os.File, error) {
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, lowest)
 	if err != nil {
 		return nil, fmt.Errorf("duplicate descriptor: %w", err)
 	}

@@ -331,10 +331,10 @@ func TestOwnProgramIsReadOnlyForTheContainer(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	privateMounts(t) // as a monitor
-	self, err := readOnlySelf()
+	self, err := readOnlySelf(0)
 	must(t, err)
 	must(t, self.Close())
-	mem, err := copySelf()
+	mem, err := copySelf(0)
 	must(t, err)
 	defer mem.Close()
 	if _, err := mem.WriteAt([]byte("x"), 0); err == nil {
@@ -454,6 +454,7 @@ func holderRole() int {
 
 func TestManyAtOnceLeaveNothing(t *testing.T) {
 	root := newRootfs(t)
+	runOK(t, root, sh("true")) // package cgroups keeps a descriptor of the root
 	before := openFiles(t)
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -493,4 +494,21 @@ func openFiles(t *testing.T) int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	must(t, err)
 	return len(entries)
+}
+
+// Package syscall moves the child's files to numbers just above them, and would take our own program's.
+func TestOwnProgramIsOutOfTheWay(t *testing.T) {
+	null, err := os.Open("/dev/null")
+	must(t, err)
+	defer null.Close()
+	fd, err := unix.FcntlInt(null.Fd(), unix.F_DUPFD_CLOEXEC, 200)
+	must(t, err)
+	high := os.NewFile(uintptr(fd), "high")
+	defer high.Close()
+	self, err := openSelf([]*os.File{null, high})
+	must(t, err)
+	defer self.Close()
+	if got := int(self.Fd()); got < fd+aboveFiles {
+		t.Errorf("it is at %d, and a file of the child at %d", got, fd)
+	}
 }

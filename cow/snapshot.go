@@ -17,6 +17,9 @@ import (
 type Snapshot struct {
 	*FS
 	seq uint64 // of the last record
+	// The last journal, where its last record ends, and how many bytes follow that are none.
+	last      string
+	end, torn int64
 	// stirred are the files that the kernel may be writing without a record, with the mtime of their data objects.
 	stirred map[Ino]unionfs.Time
 }
@@ -87,6 +90,10 @@ func readState(dir string, tree *unionfs.Tree, c Contents, o Options) (*Snapshot
 	s.seq = d.seq
 	if s.pack, err = openPack(s.disk); err != nil {
 		return nil, err
+	}
+	if len(d.logs) > 0 {
+		l := &d.logs[len(d.logs)-1]
+		s.last, s.end, s.torn = l.name(), l.end, int64(len(l.b))-l.end
 	}
 	if err := s.foldBackings(); err != nil {
 		s.Close()

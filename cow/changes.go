@@ -1,7 +1,6 @@
 package cow
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -68,6 +67,10 @@ type changeWalk struct {
 	above  []above
 	told   int          // how many of above are known to be changes
 	walked map[Ino]bool // directories
+
+	// Of a damaged state: troubled is told what is passed over, and met is what else was looked at. Both nil else.
+	troubled func(error)
+	met      map[Ino]bool
 }
 
 // above is a directory on the way, which becomes a change with the first one below it.
@@ -91,7 +94,7 @@ func (w *changeWalk) prepare() error {
 		}
 	}
 	w.markNames(files)
-	if w.o.Stat {
+	if w.o.Stat || w.troubled != nil {
 		return nil
 	}
 	return w.findLinked()
@@ -167,7 +170,7 @@ func (w *changeWalk) walk() error {
 // dir compares the contents of a directory with those of an image directory; old 0 stands for an empty one.
 func (w *changeWalk) dir(ino, old Ino) error {
 	if w.walked[ino] {
-		return fmt.Errorf("directory %d has a second name, %s", ino, w.path)
+		return w.trouble(fmt.Errorf("directory %d has a second name, %s", ino, w.path))
 	}
 	w.walked[ino] = true
 	names, err := w.names(ino, old)
@@ -176,6 +179,10 @@ func (w *changeWalk) dir(ino, old Ino) error {
 	}
 	base := len(w.path)
 	for _, name := range names {
+		if w.troubled != nil && checkName(name) != nil {
+			w.troubled(fmt.Errorf("there cannot be a file %q in %s", name, w.path[:base]))
+			continue
+		}
 		w.path = append(append(w.path[:base], '/'), name...)
 		if err := w.name(ino, old, name); err != nil {
 			return err
@@ -234,6 +241,15 @@ func (w *changeWalk) suspects(dir Ino) (names []string) {
 	return names
 }
 
+// trouble ends the walk of a sound state.
+func (w *changeWalk) trouble(err error) error {
+	if w.troubled == nil {
+		return err
+	}
+	w.troubled(err)
+	return nil
+}
+
 // name compares what a name leads to in a directory and in an image directory.
 func (w *changeWalk) name(dir, oldDir Ino, name string) error {
 	ino, isThere := w.f.lookup(dir, name)
@@ -246,7 +262,10 @@ func (w *changeWalk) name(dir, oldDir Ino, name string) error {
 	}
 	now, err := w.f.GetAttr(ino)
 	if err != nil {
-		return fmt.Errorf("look at %s: %w", w.path, err)
+		return w.trouble(fmt.Errorf("look at %s, inode %d: %w", w.path, ino, err))
+	}
+	if w.met != nil {
+		w.met[ino] = true
 	}
 	if !wasThere {
 		return w.added(&now)
@@ -271,7 +290,7 @@ func (w *changeWalk) added(now *unionfs.Attr) error {
 func (w *changeWalk) both(now *unionfs.Attr, old Ino) error {
 	was, ok := w.f.tree.Attr(old)
 	if !ok {
-		return fmt.Errorf("look at %s in the image: there is no inode %d", w.path, old)
+		return w.trouble(fmt.Errorf("look at %s in the image: there is no inode %d", w.path, old))
 	}
 	differs := w.differs(now, &was)
 	if !isDirMode(now.Mode) {
@@ -332,51 +351,4 @@ func (w *changeWalk) tellAbove() error {
 		}
 	}
 	return nil
-}
-
-// differs compares an inode with the image's at its path, which may be itself.
-func (w *changeWalk) differs(now, was *unionfs.Attr) bool {
-	dir := isDirMode(now.Mode)
-	if now.Mode != was.Mode || now.UID != was.UID || now.GID != was.GID || now.Rdev != was.Rdev {
-		return true
-	}
-	if !dir && (now.Size != was.Size || now.Mtime != was.Mtime) {
-		return true
-	}
-	if w.o.Stat {
-		v, _ := w.f.xattr(now.Ino, capability)
-		before, _ := w.f.imageXattr(was.Ino, capability)
-		return !bytes.Equal(v, before)
-	}
-	switch {
-	case now.Ino != was.Ino && !dir, w.linked[now.Ino]:
-		return true
-	case now.Mtime != was.Mtime:
-		return true
-	}
-	return w.f.contentDiffers(now) || w.xattrsDiffer(now.Ino, was.Ino)
-}
-
-// contentDiffers tells whether a file of the image has content of ours, though its size is the image's.
-func (f *FS) contentDiffers(now *unionfs.Attr) bool {
-	n := f.nodes[now.Ino]
-	return n != nil && n.isRegular() && (n.runs() != nil || n.flags&flagPlain != 0 && now.Size != 0)
-}
-
-func (w *changeWalk) xattrsDiffer(ino, old Ino) bool {
-	if ino == old && (w.f.nodes[ino] == nil || w.f.nodes[ino].x == nil) {
-		return false
-	}
-	names := w.f.xattrNames(ino)
-	if !slices.Equal(names, w.f.tree.Xattrs(old)) {
-		return true
-	}
-	for _, name := range names {
-		v, _ := w.f.xattr(ino, name)
-		before, _ := w.f.tree.Xattr(old, name)
-		if !bytes.Equal(v, before) {
-			return true
-		}
-	}
-	return false
 }

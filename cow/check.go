@@ -15,55 +15,6 @@ import (
 	"github.com/veneerfs/veneer/unionfs"
 )
 
-// Problem is something in a state directory that is not as it should be.
-type Problem struct {
-	File   string // in the state directory; "" when it is about an inode
-	Offset int64  // bytes from the start of File; -1 when it is about all of it
-	Ino    Ino    // 0 when it is about no inode
-	Path   string // a name of the inode; "" when it has none
-	Reason string
-	// Harmless: a crash may leave it, and nothing that was answered is lost.
-	Harmless bool
-}
-
-func (p Problem) String() string {
-	switch {
-	case p.File != "" && p.Offset >= 0:
-		return fmt.Sprintf("%s at byte %d: %s", p.File, p.Offset, p.Reason)
-	case p.File != "":
-		return p.File + ": " + p.Reason
-	case p.Path != "":
-		return fmt.Sprintf("inode %d, %s: %s", p.Ino, p.Path, p.Reason)
-	}
-	return fmt.Sprintf("inode %d: %s", p.Ino, p.Reason)
-}
-
-// Report is what a check found.
-type Report struct {
-	Problems []Problem
-	More     int    // problems that are not named, for they are too many
-	Records  uint64 // of the history
-	Inodes   int    // that differ from the image
-	Objects  int    // data objects
-	Bytes    int64  // sizes of the data objects
-}
-
-// maxProblems bounds a report.
-const maxProblems = 1000
-
-func (r *Report) add(p Problem) {
-	if len(r.Problems) == maxProblems {
-		r.More++
-		return
-	}
-	r.Problems = append(r.Problems, p)
-}
-
-// Damaged reports whether anything but harmless problems was found.
-func (r *Report) Damaged() bool {
-	return r.More > 0 || slices.ContainsFunc(r.Problems, func(p Problem) bool { return !p.Harmless })
-}
-
 // Check looks for what is not as it should be in the state in dir, which belongs to tree: each record of the journal and the checkpoint;
 // that every entry leads to an inode, every inode has as many names as it should, and every directory one, from which the root
 // is reached; that the data objects have the bytes that files have in them. It changes nothing.
@@ -113,8 +64,13 @@ func check(dir string, tree *unionfs.Tree, o Options) (*Report, error) {
 	r.Records, r.Inodes = s.seq, len(s.nodes)
 	c := &checker{Snapshot: s, r: r, names: make(map[Ino]nameCount, len(s.nodes)), subdirs: make(map[Ino]uint32)}
 	c.countNames()
+	var used unitSet
 	for _, ino := range slices.Sorted(maps.Keys(s.nodes)) {
-		c.inode(s.nodes[ino])
+		n := s.nodes[ino]
+		c.inode(n)
+		if n.slot != 0 && n.nlink > 0 && !used.take(n.slot) {
+			c.bad(ino, "its content is in the pack where another has its own")
+		}
 	}
 	c.ways()
 	return r, c.objects()
@@ -297,34 +253,65 @@ func (c *checker) inode(n *node) {
 	}
 }
 
-// content looks whether the data object of a file has what it should. What is missing after a power failure was
-// not synced.
+// content looks at the extents of a file.
 func (c *checker) content(n *node) {
-	need := int64(0)
-	switch runs := n.runs(); {
-	case n.flags&flagPlain != 0:
-		need = n.size()
-	case runs != nil:
-		last := runs.leaves[len(runs.leaves)-1]
-		if need = last[len(last)-1].end; need > n.size() {
-			c.bad(n.ino, "it has content up to byte %d, and %d bytes", need, n.size())
+	if runs := n.runs(); runs != nil {
+		if end := runs.end(); end > n.size() {
+			c.bad(n.ino, "it has content up to byte %d, and %d bytes", end, n.size())
 		}
 		if !c.inImage(n.ino) {
 			c.bad(n.ino, "it has content of the image, of which it is not")
 		}
 	}
-	if n.flags&flagSparse != 0 || n.nlink == 0 || need == 0 { // what a hole is and what is missing looks the same
-		return
+	if missing := c.missing(n); missing != "" {
+		c.bad(n.ino, "%s", missing)
 	}
-	size, _, err := c.statObject(n.ino)
+}
+
+// missing says what of a file's content is not in its data object. After a power failure that was not synced. Of a file with
+// holes nobody knows: what is missing looks like one.
+func (s *Snapshot) missing(n *node) string {
+	if !n.isRegular() || n.flags&flagSparse != 0 || n.nlink == 0 {
+		return ""
+	}
+	need := int64(0)
+	if runs := n.runs(); runs != nil {
+		need = runs.end()
+	} else if n.flags&flagPlain != 0 {
+		need = n.size()
+	}
+	if need == 0 {
+		return ""
+	}
+	if n.slot != 0 {
+		return s.missingPacked(n, need)
+	}
+	size, _, err := s.statObject(n.ino)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		c.bad(n.ino, "its data object %s is missing: %d bytes are lost", objectName(n.ino), need)
+		return fmt.Sprintf("its data object %s is missing: %d bytes are lost", objectName(n.ino), need)
 	case err != nil:
-		c.bad(n.ino, "its data object %s cannot be opened: %v", objectName(n.ino), errno(err))
+		return fmt.Sprintf("its data object %s cannot be opened: %v", objectName(n.ino), err)
 	case size < need:
-		c.bad(n.ino, "its data object %s has %d bytes: %d are lost", objectName(n.ino), size, need-size)
+		return fmt.Sprintf("its data object %s has %d bytes: %d are lost", objectName(n.ino), size, need-size)
 	}
+	return ""
+}
+
+// missingPacked is missing for a file of the pack.
+func (s *Snapshot) missingPacked(n *node, need int64) string {
+	st, err := os.Stat(s.disk.path(packName))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Sprintf("the pack is missing: %d bytes are lost", need)
+	case err != nil:
+		return fmt.Sprintf("the pack cannot be looked at: %v", err)
+	case need > n.slot.size():
+		return fmt.Sprintf("it has %d bytes, in a slot of %d", need, n.slot.size())
+	case st.Size() < n.slot.off()+need:
+		return fmt.Sprintf("the pack has %d bytes of those from %d to %d", st.Size(), n.slot.off(), n.slot.off()+need)
+	}
+	return ""
 }
 
 // ways looks whether every changed directory reaches the root by its parents.

@@ -101,7 +101,7 @@ func wantProblem(t testing.TB, r *Report, words string, harmless bool) {
 func TestCheckFindsDamagedFiles(t *testing.T) {
 	setUp := func(t *testing.T) (x *fixture, object string) {
 		x = newFixture(t, smallImage())
-		ino := x.create(unionfs.Root, "file", "content")
+		ino := x.create(unionfs.Root, "file", strings.Repeat("content", 10_000))
 		x.create(unionfs.Root, "other", "content")
 		x.crash()
 		return x, filepath.Join(x.dir, objectName(ino))
@@ -137,7 +137,17 @@ func TestCheckFindsDamagedFiles(t *testing.T) {
 	t.Run("a short object", func(t *testing.T) {
 		x, object := setUp(t)
 		must(t, os.Truncate(object, 3))
-		wantProblem(t, x.inspect(), "4 are lost", false)
+		wantProblem(t, x.inspect(), "69997 are lost", false)
+	})
+	t.Run("a missing pack", func(t *testing.T) {
+		x, _ := setUp(t)
+		must(t, os.Remove(filepath.Join(x.dir, packName)))
+		wantProblem(t, x.inspect(), "/other: the pack is missing: 7 bytes are lost", false)
+	})
+	t.Run("a short pack", func(t *testing.T) {
+		x, _ := setUp(t)
+		must(t, os.Truncate(filepath.Join(x.dir, packName), packUnit+3))
+		wantProblem(t, x.inspect(), "/other: the pack has 4099 bytes", false)
 	})
 	t.Run("an object of nobody", func(t *testing.T) {
 		x, object := setUp(t)

@@ -428,11 +428,7 @@ func (f *FS) readCheckpoint(b []byte, h *header) error {
 		return f.apply(payload)
 	})
 	if h.version < 2 { // which has no pack
-		for _, n := range f.nodes {
-			if n.isRegular() && (n.flags&flagPlain != 0 || n.runs() != nil) {
-				n.flags |= flagObject
-			}
-		}
+		f.allInObjects()
 	}
 	switch {
 	case err != nil:
@@ -443,4 +439,13 @@ func (f *FS) readCheckpoint(b []byte, h *header) error {
 		return &DamageError{checkpointName, end, fmt.Sprintf("it has %d inodes and should have %d", len(f.nodes), h.count)}
 	}
 	return nil
+}
+
+// allInObjects says that content that is not the image's is in data objects.
+func (f *FS) allInObjects() {
+	for _, n := range f.nodes {
+		if n.isRegular() && (n.flags&flagPlain != 0 || n.runs() != nil) {
+			n.flags |= flagObject
+		}
+	}
 }

@@ -156,3 +156,12 @@ func (x *extents) covers(size int64) bool {
 	inside, end := x.at(0)
 	return inside && end >= size
 }
+
+// end is where the last run ends.
+func (x *extents) end() int64 {
+	if len(x.leaves) == 0 {
+		return 0
+	}
+	last := x.leaves[len(x.leaves)-1]
+	return last[len(last)-1].end
+}

@@ -62,12 +62,13 @@ type tarWriter struct {
 	first   map[Ino]string // the first name of a file with several
 	own     []Ino          // files whose content is, at least in part, of ours
 	ownPath []string       // their names
+	missing map[Ino]string // what is wrong with the content of some
 	leftOut []LeftOut
 	buf     []byte
 }
 
 func newTarWriter(ctx context.Context, s *Snapshot, out io.Writer) *tarWriter {
-	return &tarWriter{ctx: ctx, s: s, tw: tar.NewWriter(out), first: make(map[Ino]string), buf: make([]byte, 1<<20)}
+	return &tarWriter{ctx: ctx, s: s, tw: tar.NewWriter(out), first: make(map[Ino]string), missing: make(map[Ino]string), buf: make([]byte, 1<<20)}
 }
 
 // finish ends the tar, and looks whether what is in it was stable while it was read.
@@ -79,14 +80,21 @@ func (w *tarWriter) finish(err error) ([]LeftOut, error) {
 		return w.leftOut, err
 	}
 	changed, err := w.s.Rewritten(w.own)
-	if err != nil || len(changed) == 0 {
+	if err != nil {
 		return w.leftOut, err
 	}
 	e := new(RewrittenError)
 	for _, ino := range changed {
+		delete(w.missing, ino)
 		e.Paths = append(e.Paths, w.ownPath[slices.Index(w.own, ino)])
 	}
-	return w.leftOut, e
+	for ino, reason := range w.missing {
+		return w.leftOut, fmt.Errorf("read %s: %s", w.ownPath[slices.Index(w.own, ino)], reason)
+	}
+	if len(e.Paths) > 0 {
+		err = e
+	}
+	return w.leftOut, err
 }
 
 const whiteoutPrefix = ".wh."
@@ -192,6 +200,9 @@ func (w *tarWriter) write(h *tar.Header, path string) error {
 func (w *tarWriter) content(c *Change) error {
 	if n := w.s.nodes[c.Attr.Ino]; n != nil && (n.flags&flagPlain != 0 || n.runs() != nil) {
 		w.own, w.ownPath = append(w.own, n.ino), append(w.ownPath, c.Path)
+		if missing := w.s.missing(n); missing != "" {
+			w.missing[n.ino] = missing
+		}
 	}
 	for off := int64(0); off < c.Attr.Size; {
 		p := w.buf[:min(int64(len(w.buf)), c.Attr.Size-off)]

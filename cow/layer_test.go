@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -318,4 +319,16 @@ func TestExportTellsWhatChangedMeanwhile(t *testing.T) {
 func (x *fixture) resizeTo(ino Ino, size int64) error {
 	_, err := x.SetAttr(ino, unionfs.SetAttr{Valid: unionfs.SetSize, Size: size})
 	return err
+}
+
+// Zeros in place of content that is lost would be wrong data.
+func TestExportOfLostContentFails(t *testing.T) {
+	x := newFixture(t, smallImage())
+	ino := x.create(unionfs.Root, "file", strings.Repeat("content", 10_000))
+	must(t, x.Close())
+	must(t, os.Remove(x.disk.path(objectName(ino))))
+	s := x.snapshot()
+	if _, err := s.WriteLayer(t.Context(), io.Discard, nil); err == nil || !strings.Contains(err.Error(), "/file: its data object") {
+		t.Errorf("error %v", err)
+	}
 }

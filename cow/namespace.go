@@ -340,6 +340,9 @@ func (f *FS) Readlink(ino Ino) (string, error) {
 		return "", syscall.EINVAL
 	}
 	if n := f.nodes[ino]; n != nil && !f.inImage(ino) {
+		if n.x == nil { // a journal of somebody else's making
+			return "", syscall.EIO
+		}
 		return n.x.target, nil
 	}
 	target, ok := f.tree.Readlink(ino)

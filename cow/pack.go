@@ -155,7 +155,7 @@ func (p *pack) suspect() {
 }
 
 func (p *pack) close() {
-	if p.file != nil {
+	if p != nil && p.file != nil {
 		p.file.close()
 	}
 }
@@ -334,6 +334,9 @@ func (p *pack) write(s slot, b []byte, off int64) (int, error) {
 func (p *pack) read(s slot, b []byte, off int64) error {
 	if off+int64(len(b)) > s.size() {
 		return fmt.Errorf("read slot at %d: it ends at %d: %w", off+int64(len(b)), s.size(), unix.EIO)
+	}
+	if p.file == nil { // of a snapshot; else recovery sees it
+		return fmt.Errorf("read slot: the pack is missing: %w", unix.EIO)
 	}
 	return p.file.read(b, s.off()+off)
 }

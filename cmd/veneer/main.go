@@ -39,6 +39,7 @@ var commands = []func(*app) *cobra.Command{
 	newRmCmd,
 	newDiffCmd,
 	newExportCmd,
+	newCheckCmd,
 	newPullCmd,
 	newImagesCmd,
 	newVersionCmd,

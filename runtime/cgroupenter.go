@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -24,6 +25,9 @@ func (c *cgroup) bear(hierarchies []cgroupMountpoint, clone func(v2 int) error) 
 	if c == nil {
 		return clone(-1)
 	}
+	// What the Go runtime has to clone meanwhile, it clones from another thread than a locked one.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	leave, err := c.enter(hierarchies)
 	if err != nil {
 		return clone(-1)

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/cgroups"
@@ -78,6 +79,36 @@ func TestProcessJoinsTheCgroup(t *testing.T) {
 		must(t, err)
 		if got := strings.TrimSpace(string(procs)); got != strconv.Itoa(p.Process.Pid) {
 			t.Errorf("%s holds %q, want %d", dir, got, p.Process.Pid)
+		}
+	}
+}
+
+// The Go runtime makes threads when it likes. They must not be made of the one that is in the cgroup: they would stay.
+func TestThreadsMadeMeanwhileStayOut(t *testing.T) {
+	c := newTestCgroup(t)
+	if cgroups.IsCgroup2UnifiedMode() {
+		t.Skip("with cgroup v2 no thread enters")
+	}
+	must(t, c.bear(c.mountpoints(nil), func(int) error {
+		var held sync.WaitGroup
+		release := make(chan struct{})
+		for range 30 {
+			held.Add(1)
+			go func() {
+				runtime.LockOSThread() // takes a thread away, so that there must be another
+				defer runtime.UnlockOSThread()
+				held.Done()
+				<-release
+			}()
+			runtime.Gosched()
+		}
+		held.Wait()
+		close(release)
+		return nil
+	}))
+	for _, dir := range c.manager.GetPaths() {
+		if tasks, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err != nil || len(tasks) > 0 {
+			t.Errorf("%s holds %q (%v)", dir, tasks, err)
 		}
 	}
 }

@@ -25,6 +25,8 @@ type options struct {
 	dir    string // the rest is for fs: see fileops.Options
 	rounds int
 	scale  float64
+	before string
+	rows   string
 }
 
 // task is a command that shows that an image works.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +59,8 @@ func run(ctx context.Context, args []string) (err error) {
 	fs.IntVar(&o.rounds, "rounds", 5, "fs: measurements of each operation on each system")
 	fs.Float64Var(&o.scale, "scale", 1, "fs: size of the input; 1 is 20,000 files and 2 GiB")
 	fs.StringVar(&o.dir, "dir", "", "fs: where to work; the `directory` decides the disk")
+	fs.StringVar(&o.before, "before", "", "fs: another veneer, measured beside -veneer: the `binary` before a change")
+	fs.StringVar(&o.rows, "rows", "", "fs: only the rows whose names match `regexp`")
 	report := fs.String("o", "", "also write the report to `file`")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -104,15 +107,20 @@ func publish(text, file string) error {
 
 // fileOperations needs none of what a lab has.
 func fileOperations(ctx context.Context, o options, report string) error {
-	r, err := fileops.Measure(ctx, fileops.Options{
-		Veneer: o.veneer, Dir: o.dir, Rounds: o.rounds, Scale: o.scale, Log: log.New(os.Stderr, "bench: ", log.Ltime),
-	})
+	f := fileops.Options{Veneer: o.veneer, Before: o.before, Dir: o.dir, Rounds: o.rounds, Scale: o.scale, Log: log.New(os.Stderr, "bench: ", log.Ltime)}
+	if o.rows != "" {
+		var err error
+		if f.Rows, err = regexp.Compile(o.rows); err != nil {
+			return err
+		}
+	}
+	r, err := fileops.Measure(ctx, f)
 	if r == nil || err != nil {
 		return err
 	}
 	made := "make bench-fs"
-	if o.scale != 1 || o.rounds != 5 {
-		made = fmt.Sprintf("go run ./bench -rounds %d -scale %g fs", o.rounds, o.scale)
+	if o.scale != 1 || o.rounds != 5 || o.rows != "" {
+		made = fmt.Sprintf("go run ./bench -rounds %d -scale %g -rows '%s' fs", o.rounds, o.scale, o.rows)
 	}
 	return errors.Join(publish(r.Markdown(machine(), made), report), r.Missed())
 }

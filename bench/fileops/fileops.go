@@ -13,6 +13,8 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +26,11 @@ type Options struct {
 	Dir    string  // where to work; "" is the directory for temporary files
 	Rounds int     // measurements of each row on each system
 	Scale  float64 // of the input; 1 is 20,000 files and 2 GiB
-	Log    *log.Logger
+
+	Before string         // another veneer to measure beside it; "" for none
+	Rows   *regexp.Regexp // only the rows whose names match, and nothing of images; nil for all
+
+	Log *log.Logger
 }
 
 // Measure builds the input, measures, and removes everything that it made. The rows that could be measured are in the report, also when
@@ -47,14 +53,20 @@ func Measure(ctx context.Context, o Options) (r *Report, err error) {
 		return nil, err
 	}
 	b := &bench{Options: o, dir: dir, in: in, report: newReport(o, in)}
-	b.report.rows = newResults(rows(in))
 	if b.systems, err = b.available(); err != nil {
 		return nil, err
 	}
+	for _, s := range b.systems {
+		b.report.systems = append(b.report.systems, s.name)
+	}
+	b.report.rows = newResults(slices.DeleteFunc(rows(in), func(r row) bool { return o.Rows != nil && !o.Rows.MatchString(r.name) }))
 	for n := range o.Rounds {
 		if err := b.round(ctx, n); err != nil {
 			return b.report, err
 		}
+	}
+	if o.Rows != nil {
+		return b.report, nil
 	}
 	return b.report, b.image(ctx)
 }

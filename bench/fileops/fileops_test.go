@@ -26,12 +26,12 @@ func TestMeasuresEveryRow(t *testing.T) {
 	}
 	dir := t.TempDir()
 	var said bytes.Buffer
-	r, err := Measure(t.Context(), Options{Veneer: binary, Dir: dir, Rounds: 2, Scale: 0.001, Log: log.New(&said, "", 0)})
+	r, err := Measure(t.Context(), Options{Veneer: binary, Before: binary, Dir: dir, Rounds: 2, Scale: 0.001, Log: log.New(&said, "", 0)})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said.String())
 	}
 	for _, res := range r.rows {
-		for _, system := range []string{overlayfs, fuseOverlayfs, veneer, native} {
+		for _, system := range []string{overlayfs, fuseOverlayfs, before, veneer, passthrough, native} {
 			if len(res.times[system]) != 2 || res.times[system][0] <= 0 {
 				t.Errorf("%s on %s: measured %v", res.name, system, res.times[system])
 			}
@@ -41,7 +41,7 @@ func TestMeasuresEveryRow(t *testing.T) {
 		}
 	}
 	text := r.Markdown("machine", "command")
-	for _, want := range []string{"| overlayfs | native | fuse-overlayfs | veneer |", "| stat walk, warm |", "1.00 UNLINK", "private memory"} {
+	for _, want := range []string{"| overlayfs | native | fuse-overlayfs | veneer before | veneer | veneer, passthrough |", "| stat walk, warm |", "1.00 UNLINK", "private memory"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the report has no %q:\n%s", want, text)
 		}

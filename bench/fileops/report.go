@@ -11,11 +11,12 @@ import (
 
 // Report is what was measured.
 type Report struct {
-	in     *input
-	rounds int
-	notes  []string
-	rows   []result
-	image  []line
+	in      *input
+	rounds  int
+	systems []string // in the order of the columns
+	notes   []string
+	rows    []result
+	image   []line
 }
 
 func newReport(o Options, in *input) *Report { return &Report{in: in, rounds: o.Rounds} }
@@ -48,7 +49,7 @@ func (r *result) add(system string, took time.Duration, err error) {
 // count notes what the kernel asked veneer since before.
 func (r *result) count(s *site, before map[string]int64) error {
 	now, err := s.requests()
-	if err != nil || now == nil {
+	if err != nil || s.name != veneer {
 		return err
 	}
 	r.requests = map[string]int64{}
@@ -107,17 +108,23 @@ func (r *Report) Markdown(machine, made string) string {
 	in := r.in
 	fmt.Fprintf(&b, "# File operations, side by side\n\nMade by `%s`.\n\n%s\n\n", made, machine)
 	fmt.Fprintf(&b, "The same %d lower layers (%d files in %d entries, %.0f MB; a file of %d MiB, two of %d MiB) under every system, each with an empty writable "+
-		"layer on the same disk; native is the host's directory with the same files. Medians of %d rounds in which the systems take turns. Written: %d MiB; "+
+		"layer on the same disk; native is the host's directory with the same files, veneer what a mount is without options, and the last `--io passthrough`. Medians of %d rounds in which the systems take turns. Written: %d MiB; "+
 		"operations on names: %d; small files read: %d; random reads: %d. Ratios are to overlayfs; FUSE requests are those of veneer that somebody waits for, for each operation.\n",
 		len(in.layers), len(in.files), in.entries, float64(in.bytes)/1e6, in.big>>20, in.copyUp>>20, r.rounds, in.written>>20, in.ops, in.small, 10*in.ops)
 	for _, n := range r.notes {
 		fmt.Fprintf(&b, "\n%s\n", n)
 	}
-	fmt.Fprintf(&b, "\n| | overlayfs | native | fuse-overlayfs | veneer | goal | | requests |\n|---|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(&b, "\n| | %s | goal | | requests |\n|---%s|---|---|---|\n", strings.Join(r.systems, " | "), strings.Repeat("|---", len(r.systems)))
 	for i := range r.rows {
 		res := &r.rows[i]
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", res.name, res.cell(overlayfs), res.cell(native),
-			res.cell(fuseOverlayfs), res.cell(veneer), res.goal, mark(res.holds(), res.goal != goal{}), res.perOp())
+		fmt.Fprintf(&b, "| %s |", res.name)
+		for _, system := range r.systems {
+			fmt.Fprintf(&b, " %s |", res.cell(system))
+		}
+		fmt.Fprintf(&b, " %s | %s | %s |\n", res.goal, mark(res.holds(), res.goal != goal{}), res.perOp())
+	}
+	if len(r.image) == 0 {
+		return b.String()
 	}
 	fmt.Fprintf(&b, "\n| images | | goal | |\n|---|---|---|---|\n")
 	for _, l := range r.image {

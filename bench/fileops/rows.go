@@ -18,10 +18,14 @@ type row struct {
 	settle bool              // the disk is let come to rest first
 }
 
-// warm does what makes a row a warm one.
+// warm does what makes a row a warm one. The first run fills the caches; the second asks again for what the first has changed (access
+// times) and makes pages active. From then on every run is the same.
 func (r *row) warm(s *site) error {
 	if !r.again {
 		return nil
+	}
+	if err := r.run(s); err != nil {
+		return err
 	}
 	return r.run(s)
 }

@@ -19,6 +19,8 @@ const (
 	fuseOverlayfs = "fuse-overlayfs"
 	veneer        = "veneer"
 	native        = "native"
+	passthrough   = "veneer, passthrough"
+	before        = "veneer before"
 )
 
 // system is a way to show the input as one writable tree.
@@ -30,15 +32,19 @@ type system struct {
 
 // available are the systems of this machine.
 func (b *bench) available() ([]system, error) {
-	all := []system{{overlayfs, mountOverlayfs}, {fuseOverlayfs, mountFuseOverlayfs}, {veneer, mountVeneer}, {native, nil}}
-	if _, err := exec.LookPath(fuseOverlayfs); err != nil {
-		b.report.note("fuse-overlayfs is not installed and was not measured.")
-		all = slices.Delete(all, 1, 2)
-	}
 	if _, err := os.Stat(b.Veneer); err != nil {
 		return nil, fmt.Errorf("%w: run make build", err)
 	}
-	return all, nil
+	all := []system{{overlayfs, mountOverlayfs}, {native, nil}}
+	if _, err := exec.LookPath(fuseOverlayfs); err == nil {
+		all = append(all, system{fuseOverlayfs, mountFuseOverlayfs})
+	} else {
+		b.report.note("fuse-overlayfs is not installed and was not measured.")
+	}
+	if b.Before != "" {
+		all = append(all, system{before, mountVeneer(b.Before, "auto")})
+	}
+	return append(all, system{veneer, mountVeneer(b.Veneer, "auto")}, system{passthrough, mountVeneer(b.Veneer, "passthrough")}), nil
 }
 
 // site is a mounted system.
@@ -57,13 +63,13 @@ func (b *bench) mount(ctx context.Context, sys system, round int) (*site, error)
 	if sys.mount == nil {
 		return s, nil
 	}
-	s.state = filepath.Join(b.dir, fmt.Sprintf("%.2s%d", sys.name, round))
+	s.state = filepath.Join(b.dir, fmt.Sprintf("%c%d-%d", sys.name[0], len(sys.name), round))
 	s.dir = filepath.Join(s.state, "m")
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, err
 	}
 	err := sys.mount(ctx, b, s.state, s.dir)
-	if err == nil && sys.name == veneer {
+	if err == nil && strings.HasPrefix(sys.name, veneer) {
 		s.server, err = findServer(s.state)
 	}
 	if err != nil {
@@ -150,9 +156,11 @@ func mountFuseOverlayfs(ctx context.Context, b *bench, state, dir string) error 
 	return command(ctx, fuseOverlayfs, "-o", o, dir)
 }
 
-func mountVeneer(ctx context.Context, b *bench, state, dir string) error {
-	o := fmt.Sprintf("lowerdir=%s,upperdir=%s,stats=%s", topFirst(b.in.layers), filepath.Join(state, "u"), filepath.Join(state, statsFile))
-	return command(ctx, b.Veneer, append(veneerArgs(state), "overlay", "bench", dir, "-o", o)...)
+func mountVeneer(binary, io string) func(context.Context, *bench, string, string) error {
+	return func(ctx context.Context, b *bench, state, dir string) error {
+		o := fmt.Sprintf("lowerdir=%s,upperdir=%s,stats=%s,io=%s", topFirst(b.in.layers), filepath.Join(state, "u"), filepath.Join(state, statsFile), io)
+		return command(ctx, binary, append(veneerArgs(state), "overlay", "bench", dir, "-o", o)...)
+	}
 }
 
 // veneerArgs give a veneer a root of its own below state.

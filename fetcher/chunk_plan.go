@@ -22,7 +22,7 @@ func (x *Contents) plan(layer int, idx uint32, f *contentFile, first, last int, 
 	}
 	// The file ends here: what follows in the blob are others.
 	tail := slices.Concat(need, out)
-	return append(out, x.neighbours(layer, &tail[len(tail)-1])...)
+	return append(out, x.along(layer, tail[len(tail)-1].end())...)
 }
 
 // ahead returns the members of the chunks behind last, if the file is being read from one end to the other: the more, the
@@ -44,21 +44,6 @@ func (x *Contents) ahead(layer int, idx uint32, p *partial, first, last int) []b
 	}
 	p.expect(last + 1 + len(out))
 	return out
-}
-
-// neighbours returns the members behind last that are missing, up to the allowed number of bytes.
-func (x *Contents) neighbours(layer int, last *blobMember) []blobMember {
-	var out []blobMember
-	left := x.opts.Neighbours
-	for at := last.end(); ; {
-		m, ok := x.memberAt(layer, at)
-		if !ok || m.off-at > maxGap || m.size > left || !x.missing(&m) {
-			return out
-		}
-		out = append(out, m)
-		left -= m.size
-		at = m.end()
-	}
 }
 
 // sequence tells a file that is read from one end to the other from one that is read here and there.

@@ -30,7 +30,8 @@ type ContentsOptions struct {
 	OpenFiles int // descriptors kept for content that was read; 0 is 512, or less where RLIMIT_NOFILE is low
 	// Readahead is up to how many compressed bytes of the file being read one after the other a request brings ahead; 0 is 4 MiB, negative none.
 	Readahead int64
-	// Neighbours is up to how many compressed bytes of other files, next to a chunk in the blob, come with it; 0 is 256 KiB, negative none.
+	// Neighbours is up to how many compressed bytes of other files, next to a chunk in the blob, come with it, if those that came are read; 0 is 4 MiB,
+	// negative none.
 	Neighbours int64
 }
 
@@ -51,7 +52,7 @@ func (o ContentsOptions) withDefaults(s *Store) ContentsOptions {
 		o.Readahead = 4 << 20
 	}
 	if o.Neighbours == 0 {
-		o.Neighbours = 256 << 10
+		o.Neighbours = maxWindow
 	}
 	return o
 }
@@ -78,6 +79,8 @@ type Contents struct {
 	stats  contentCounters
 	opened bitset // contents that were read
 
+	cameAlong bitset // contents that were brought before they were asked for; see window
+
 	// life ends with Close. Fetches live in it and not in the context of the read that began them, because others may wait
 	// for the same chunk.
 	life context.Context
@@ -100,6 +103,7 @@ type contentLayer struct {
 	dir    *os.File     // FormatDir: the directory
 	index  []blobRef    // the chunks by their place in the blob; set by Contents.index
 	lock   layerLock
+	window window
 
 	trouble atomic.Pointer[error] // why it cannot be read now
 }
@@ -125,11 +129,13 @@ func (s *Store) newContents(sources []layerSource, t *unionfs.Tree, o ContentsOp
 	o = o.withDefaults(s)
 	x := &Contents{
 		store: s, tree: t, opts: o, log: o.Log,
-		slots:   newRequestSlots(o.Requests),
-		opened:  newBitset(int(t.Totals().Contents)),
-		flights: map[memberKey]*flight{},
-		told:    map[chunkRef]bool{},
-		streams: map[int]*stream{},
+		slots:  newRequestSlots(o.Requests),
+		opened: newBitset(int(t.Totals().Contents)),
+
+		cameAlong: newBitset(int(t.Totals().Contents)),
+		flights:   map[memberKey]*flight{},
+		told:      map[chunkRef]bool{},
+		streams:   map[int]*stream{},
 	}
 	x.files.limit = o.OpenFiles
 	x.life, x.end = context.WithCancel(context.Background())
@@ -199,7 +205,9 @@ func (x *Contents) ReadAt(ctx context.Context, ino unionfs.Ino, p []byte, off in
 	if off >= c.Size || len(p) == 0 {
 		return 0, nil
 	}
-	x.opened.set(idx)
+	if x.opened.set(idx) {
+		x.firstRead(idx)
+	}
 	if off == 0 {
 		x.readAhead(idx)
 	}
@@ -283,7 +291,9 @@ func (x *Contents) Local(ino unionfs.Ino) (*os.File, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open content of inode %d: %w", ino, asEIO(err))
 	}
-	x.opened.set(idx)
+	if x.opened.set(idx) {
+		x.firstRead(idx)
+	}
 	return f, nil
 }
 

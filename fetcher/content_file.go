@@ -129,9 +129,10 @@ type bitset []atomic.Uint64
 
 func newBitset(n int) bitset { return make(bitset, (n+63)/64) }
 
-func (b bitset) set(i uint32) {
+// set adds i. It reports whether it was not there.
+func (b bitset) set(i uint32) bool {
 	w, bit := &b[i/64], uint64(1)<<(i%64)
-	if w.Load()&bit == 0 {
-		w.Or(bit)
-	}
+	return w.Load()&bit == 0 && w.Or(bit)&bit == 0
 }
+
+func (b bitset) has(i uint32) bool { return b[i/64].Load()&(1<<(i%64)) != 0 }

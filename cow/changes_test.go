@@ -277,3 +277,37 @@ func TestSnapshotOfALiveStateIsAPrefix(t *testing.T) {
 		t.Errorf("%d files at the end", last)
 	}
 }
+
+// What has changed is found in the same time in a large image as in a small one.
+func BenchmarkChanges(b *testing.B) {
+	for _, dirs := range []int{10, 1000} {
+		var entries []unionfs.Entry
+		for d := range dirs {
+			entries = append(entries, subdir(fmt.Sprintf("d%04d", d)))
+			for i := range 1000 {
+				entries = append(entries, unionfs.Entry{Name: fmt.Sprintf("d%04d/f%04d", d, i), Mode: unix.S_IFIFO | 0o644})
+			}
+		}
+		x := newFixture(b, entries)
+		for d := range 10 {
+			dir := x.ino(fmt.Sprintf("d%04d", d))
+			for i := range 50 {
+				x.create(dir, fmt.Sprint("new", i), "")
+				must(b, x.Unlink(dir, fmt.Sprintf("f%04d", i)))
+				_, err := x.SetAttr(x.ino(fmt.Sprintf("d%04d/f%04d", d, 500+i)), unionfs.SetAttr{Valid: unionfs.SetUID, UID: 5})
+				must(b, err)
+			}
+		}
+		must(b, x.Close())
+		b.Run(fmt.Sprintf("1510 in an image of %d", dirs*1001), func(b *testing.B) {
+			for b.Loop() {
+				s, err := OpenSnapshot(x.dir, x.img.tree, x.img, Options{})
+				must(b, err)
+				if n := len(changeLines(b, s, ChangesOptions{Stat: true})); n != 1510 {
+					b.Fatalf("%d changes", n)
+				}
+				must(b, s.Close())
+			}
+		})
+	}
+}

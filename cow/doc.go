@@ -35,6 +35,13 @@
 // which, or below which, there is one. A layer carries for each file that differs all of it: a layer has no way to say
 // "as below, but with another mode". What a layer does not carry is lost in it: atime, ctime, birth time, sockets, holes.
 //
+// # Damage
+//
+// A damaged state is not opened. [Check] says what is wrong with one. [Salvage] reads it all the same: a journal up to
+// its first damage, because each record builds on those before; of a checkpoint every whole frame, because each says
+// all of some inodes, then what of the journal still finds what it is about. It never says what was not written, but
+// of a file whose directory is lost only the number is left of its name.
+//
 // # Locks
 //
 // In this order; no lock is held over Contents, which may wait for the network:

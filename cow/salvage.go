@@ -23,7 +23,7 @@ import (
 // What is below to has the container's owners, modes, devices and set-id bits; to itself, if it is made, only the caller can enter.
 // The report says what was not whole. An error ends it: the state cannot be read at all (*VersionError, *TreeError), or to cannot be
 // written.
-func Salvage(ctx context.Context, dir string, tree *unionfs.Tree, c Contents, o Options, to string) (*Report, error) {
+func Salvage(ctx context.Context, dir string, tree *unionfs.Tree, c Contents, o Options, placeholders map[string]bool, to string) (*Report, error) {
 	r := new(Report)
 	out, err := openEmpty(to)
 	if err != nil {
@@ -36,7 +36,7 @@ func Salvage(ctx context.Context, dir string, tree *unionfs.Tree, c Contents, o 
 	}
 	defer s.Close()
 	w := &salvageWriter{ctx: ctx, s: s, r: r, root: int(out.Fd()), first: make(map[Ino]string), buf: make([]byte, 1<<20)}
-	walk := &changeWalk{f: s.FS, met: make(map[Ino]bool), yield: w.change}
+	walk := &changeWalk{f: s.FS, o: ChangesOptions{Placeholders: placeholders}, met: make(map[Ino]bool), yield: w.change}
 	walk.troubled = func(err error) { r.add(Problem{File: "tree", Offset: -1, Reason: err.Error()}) }
 	if err := walk.prepare(); err != nil {
 		return r, err

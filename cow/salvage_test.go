@@ -19,7 +19,7 @@ import (
 func (x *fixture) salvage() (to string, r *Report) {
 	x.t.Helper()
 	to = filepath.Join(x.t.TempDir(), "out")
-	r, err := Salvage(x.t.Context(), x.dir, x.img.tree, x.img, Options{}, to)
+	r, err := Salvage(x.t.Context(), x.dir, x.img.tree, x.img, Options{}, nil, to)
 	must(x.t, err)
 	return to, r
 }
@@ -269,7 +269,7 @@ func TestSalvageWantsAnEmptyDirectory(t *testing.T) {
 	x := newFixture(t, smallImage())
 	to := t.TempDir()
 	must(t, os.WriteFile(to+"/file", nil, 0o600))
-	if _, err := Salvage(t.Context(), x.dir, x.img.tree, x.img, Options{}, to); err == nil || !strings.Contains(err.Error(), "not empty") {
+	if _, err := Salvage(t.Context(), x.dir, x.img.tree, x.img, Options{}, nil, to); err == nil || !strings.Contains(err.Error(), "not empty") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -298,7 +298,7 @@ func trySalvage(t *testing.T, img *image, name string, b []byte) {
 	must(t, os.WriteFile(filepath.Join(state, name), b, 0o600))
 	before := stateBytes(t, state)
 	_, _ = Check(state, img.tree, Options{})
-	_, _ = Salvage(t.Context(), state, img.tree, img, Options{}, filepath.Join(dir, "out"))
+	_, _ = Salvage(t.Context(), state, img.tree, img, Options{}, nil, filepath.Join(dir, "out"))
 	if !maps.Equal(before, stateBytes(t, state)) {
 		t.Error("the state has changed")
 	}
@@ -320,7 +320,7 @@ func TestSalvageAndCheckEndWithTheLastCommit(t *testing.T) {
 	x.crash()
 	next := Options{boot: 2}
 	to := filepath.Join(t.TempDir(), "out")
-	r, err := Salvage(t.Context(), x.dir, x.img.tree, x.img, next, to)
+	r, err := Salvage(t.Context(), x.dir, x.img.tree, x.img, next, nil, to)
 	must(t, err)
 	wantProblem(t, r, "were not on stable storage when the machine went down", true)
 	if names, _ := filepath.Glob(to + "/*"); len(names) != 1 || filepath.Base(names[0]) != "before" {

@@ -40,7 +40,7 @@ Image content is read, and so fetched, where only parts of a file were written.`
 }
 
 func (a *app) check(ref string) (err error) {
-	w, err := a.openWritten(ref)
+	w, err := a.openWritten(ref, false)
 	if err != nil {
 		return err
 	}
@@ -72,12 +72,12 @@ func (a *app) printProblems(r *cow.Report) {
 
 // salvage ends with 0 when something was written, whatever is lost: that is printed.
 func (a *app) salvage(ctx context.Context, ref, dir string) (err error) {
-	w, err := a.openWritten(ref)
+	w, err := a.openWritten(ref, true)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.close(true)) }()
-	r, err := cow.Salvage(ctx, w.dir, w.tree, w.contents, cow.Options{Log: a.log}, dir)
+	r, err := cow.Salvage(ctx, w.dir, w.tree, w.contents, cow.Options{Log: a.log}, w.mounts, dir)
 	if r != nil {
 		a.printProblems(r)
 	}

@@ -45,7 +45,7 @@ func TestCheckAndSalvageOfADamagedContainer(t *testing.T) {
 		t.Errorf("diff of a damaged checkpoint: %+v", r)
 	}
 	out := filepath.Join(l.dir, "out")
-	if r := l.veneer("check", "--salvage", out, "box"); r.code != 0 || !strings.Contains(r.stdout, " files and ") {
+	if r := l.veneer("check", "--salvage", out, "box"); r.code != 0 || !strings.Contains(r.stdout, "2 files and ") {
 		t.Errorf("salvage: %+v", r)
 	}
 	checkFile(t, filepath.Join(out, "one"), "one\n")

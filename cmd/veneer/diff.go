@@ -26,7 +26,7 @@ A directory comes before what is in it; names are in the order of their bytes.`,
 }
 
 func (a *app) diff(ref string) (err error) {
-	w, err := a.openWritten(ref)
+	w, err := a.openWritten(ref, false)
 	if err != nil {
 		return err
 	}

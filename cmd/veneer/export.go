@@ -40,7 +40,7 @@ written meanwhile is named at the end, and the exit status is 1.`,
 }
 
 func (a *app) export(ctx context.Context, ref, output string, layer bool) (err error) {
-	w, err := a.openWritten(ref)
+	w, err := a.openWritten(ref, true)
 	if err != nil {
 		return err
 	}

@@ -278,6 +278,9 @@ func TestDiffOfAUnionMount(t *testing.T) {
 		t.Errorf("changes while it is mounted\n%swant\n%s", got, want)
 	}
 	l.want("umount", dir)
+	if err := os.RemoveAll(filepath.Join(l.dir, "low")); err != nil { // names need no layers
+		t.Fatal(err)
+	}
 	if got := l.want("diff", "state"); got != want {
 		t.Errorf("changes\n%swant\n%s", got, want)
 	}

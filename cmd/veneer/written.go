@@ -41,16 +41,17 @@ type written struct {
 	mounts map[string]bool // where the runtime mounts, and their parents: what it made there is not the container's
 }
 
-// openWritten opens a container's state, or for a path that of a mount. Nothing is fetched for it.
-func (a *app) openWritten(ref string) (*written, error) {
+// openWritten opens a container's state, or for a path that of a mount. Nothing is fetched for it. Without content files that are
+// not of an image cannot be read, and their directories need not be there.
+func (a *app) openWritten(ref string, content bool) (*written, error) {
 	w := new(written)
-	if err := w.open(a, ref); err != nil {
+	if err := w.open(a, ref, content); err != nil {
 		return nil, errors.Join(err, w.close(true))
 	}
 	return w, nil
 }
 
-func (w *written) open(a *app, ref string) error {
+func (w *written) open(a *app, ref string, content bool) error {
 	c, err := a.places().find(ref)
 	var none *errNoContainer
 	switch {
@@ -62,7 +63,7 @@ func (w *written) open(a *app, ref string) error {
 	}
 	w.dir = ref
 	if _, e := os.Stat(filepath.Join(ref, treeName)); e == nil {
-		return w.openKept(a)
+		return w.openKept(a, content)
 	}
 	var l lower
 	e := readJSON(filepath.Join(ref, lowerName), &l)
@@ -75,12 +76,15 @@ func (w *written) open(a *app, ref string) error {
 	return w.openLower(serverJob{Places: a.places(), Image: l.Image, Manifest: l.Manifest, remote: l.remote}, a.log)
 }
 
-// openKept opens the tree of host directories in the state directory, and the directories.
-func (w *written) openKept(a *app) (err error) {
+// openKept opens the tree of host directories in the state directory.
+func (w *written) openKept(a *app, content bool) (err error) {
 	if w.tree, err = unionfs.Open(filepath.Join(w.dir, treeName)); err != nil {
 		return err
 	}
 	w.closers = append(w.closers, w.tree.Close)
+	if !content {
+		return nil
+	}
 	for _, l := range w.tree.Layers() {
 		if err := w.openLayer(l.Path); err != nil {
 			return err

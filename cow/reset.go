@@ -5,7 +5,17 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 )
+
+// IsStateFile says whether name is one of those that this package gives files of a state directory.
+func IsStateFile(name string) bool {
+	switch name {
+	case "lock", "data", checkpointName, checkpointTmp, packName:
+		return true
+	}
+	return strings.HasPrefix(name, "journal.")
+}
 
 // Reset makes a state directory without a change free to be opened over another image tree, and reports whether it is: false leaves
 // everything as it was. *LockedError: a server uses dir.

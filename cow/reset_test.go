@@ -1,8 +1,10 @@
 package cow
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/veneerfs/veneer/unionfs"
@@ -54,6 +56,24 @@ func TestResetKeepsChanges(t *testing.T) {
 				t.Errorf("new is %q", got)
 			}
 		})
+	}
+}
+
+// Whatever is in a state directory is known by its name.
+func TestStateFilesAreKnown(t *testing.T) {
+	x := newFixture(t, smallImage())
+	for i := range 3 {
+		ino := x.create(unionfs.Root, fmt.Sprint("new", i), "text")
+		must(t, x.Fsync(ino, false))
+		x.write(ino, strings.Repeat("x", 100_000), 0)
+		x.remount()
+	}
+	entries, err := os.ReadDir(x.dir)
+	must(t, err)
+	for _, e := range entries {
+		if !IsStateFile(e.Name()) {
+			t.Errorf("%s is not known", e.Name())
+		}
 	}
 }
 

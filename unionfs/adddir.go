@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,6 +59,8 @@ type dirWalk struct {
 	name  string            // of the entry at hand, in the top of the stack
 	seen  map[fileID]*inode // files with more than one link
 	buf   []byte
+
+	noListxattrat bool // the kernel has none
 }
 
 // fileID is the identity of a file on the host.
@@ -143,7 +144,7 @@ func (w *dirWalk) enter(fd int) (err error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat: %w", err)
 	}
-	x, err := w.xattrs("/proc/self/fd/" + strconv.Itoa(fd) + "/.")
+	x, err := w.xattrs(fd, "")
 	if err != nil {
 		return err
 	}
@@ -257,7 +258,7 @@ func (w *dirWalk) addFile(st *unix.Stat_t) error {
 		w.b.put(d.node, w.name, n)
 		return nil
 	}
-	x, err := w.xattrs("/proc/self/fd/" + strconv.Itoa(d.fd) + "/" + w.name)
+	x, err := w.xattrs(d.fd, w.name)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -29,11 +30,7 @@ const treeName = "tree"
 
 // ownName says whether name is of one of our files in a state directory.
 func ownName(name string) bool {
-	switch name {
-	case treeName, lowerName, "lock", "checkpoint", "checkpoint.tmp", "data":
-		return true
-	}
-	return strings.HasPrefix(name, "journal.") || strings.HasPrefix(name, "."+treeName+".")
+	return cow.IsStateFile(name) || name == treeName || strings.HasPrefix(name, "."+treeName+".")
 }
 
 // openDirs opens host directories, with what was changed over them.
@@ -198,10 +195,13 @@ func (t *servedTree) merge(dirs []string, upper, path string) error {
 		return err
 	}
 	var err error
-	if t.tree, err = unionfs.Open(path); err == nil {
-		t.closers = append(t.closers, t.tree.Close)
+	if t.tree, err = unionfs.Open(path); err != nil {
+		return err
 	}
-	return err
+	t.closers = append(t.closers, t.tree.Close)
+	b = nil
+	debug.FreeOSMemory() // merging took some hundred bytes for each file; serving takes none
+	return nil
 }
 
 func (t *servedTree) addLayer(b *unionfs.Builder, dir string, skip func(string) bool) error {

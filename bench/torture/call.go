@@ -43,6 +43,7 @@ type calls struct {
 	shared bool   // there are directories of all workers
 	// readers are files open for reading only: on the passthrough rung they may go on with what they opened.
 	readers bool
+	kinds   []kind // of calls to make
 }
 
 func (r *rig) newCalls(seed uint64, worker string) *calls {
@@ -50,7 +51,7 @@ func (r *rig) newCalls(seed uint64, worker string) *calls {
 	for _, b := range []byte(worker) {
 		h = (h ^ uint64(b)) * 1099511628211
 	}
-	return &calls{r: rand.New(rand.NewPCG(seed, h)), worker: worker, shared: r.workers > 1, readers: r.io == "cached"}
+	return &calls{r: rand.New(rand.NewPCG(seed, h)), worker: worker, shared: r.workers > 1, readers: r.io == "cached", kinds: kinds}
 }
 
 func (g *calls) chance(percent int) bool { return g.r.IntN(100) < percent }
@@ -125,11 +126,11 @@ func (g *calls) id() int64 { return pickOf(g.r, int64(-1), 0, somebody, 1002) }
 func (g *calls) next() call {
 	g.n++
 	weights := 0
-	for _, k := range kinds {
+	for _, k := range g.kinds {
 		weights += k.weight
 	}
 	at := g.r.IntN(weights)
-	for _, k := range kinds {
+	for _, k := range g.kinds {
 		if at -= k.weight; at < 0 {
 			c := call{N: g.n, Op: k.name}
 			if k.make != nil {

@@ -8,14 +8,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // workload is one kind of torture. It goes on until the rig's time is over; an error is a promise that did not hold.
@@ -30,11 +34,18 @@ var workloads = []workload{
 	{"random", "random system calls, against the same on ext4", nil, randomCalls},
 	{"killed", "random system calls, and a server that is killed", nil, killedCalls},
 	{"file", "random I/O on single files, each byte known, between kills", nil, fileIO},
+	{"hunts", "storms of calls on the same names, each with a rule", nil, huntAll},
+	{"fio", "fio's verified writes, buffered, direct and mapped, and a server that is killed", []string{"fio"}, fioTorture},
+	{"stress", "stress-ng's file system stressors", []string{"stress-ng"}, stress},
+	{"power", "synced files and names, and a disk without power", []string{"mkfs.ext4", "mkfs.xfs"}, powerCuts},
 	{"sqlite", "SQLite under load, in each of its modes, and a server that is killed", []string{"sqlite3"}, sqliteTorture},
 	{"postgres", "PostgreSQL under load, and a server that is killed", nil, postgresTorture},
 }
 
 func main() {
+	if status, ok := goApart(); ok {
+		os.Exit(status)
+	}
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "torture:", err)
 		os.Exit(1)
@@ -42,8 +53,10 @@ func main() {
 }
 
 func run(args []string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
 	fs := flag.NewFlagSet("torture", flag.ContinueOnError)
-	o := options{}
+	o := options{ctx: ctx}
 	fs.StringVar(&o.veneer, "veneer", "bin/veneer", "the binary under test")
 	fs.DurationVar(&o.time, "time", time.Minute, "how long each workload runs, at least")
 	fs.Uint64Var(&o.seed, "seed", 1, "what the first round is made of; the next round takes the next seed")
@@ -69,7 +82,7 @@ func run(args []string) error {
 			continue
 		}
 		for _, w := range workloads {
-			if fs.NArg() == 0 || slices.Contains(fs.Args(), w.name) {
+			if ctx.Err() == nil && (fs.NArg() == 0 || slices.Contains(fs.Args(), w.name)) {
 				all = errors.Join(all, torture(w, o))
 			}
 		}

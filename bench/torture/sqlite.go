@@ -18,8 +18,12 @@ var sqliteModes = []string{"WAL", "DELETE", "TRUNCATE", "PERSIST", "WAL; PRAGMA 
 
 func sqliteTorture(r *rig) error {
 	acked, kills := 0, 0
+	modes := sqliteModes
+	if r.brief() {
+		modes = modes[:2]
+	}
 	for seed := r.seed; seed == r.seed || r.goOn(); seed++ {
-		for _, mode := range sqliteModes {
+		for _, mode := range modes {
 			n, err := r.sqliteRound(mode, seed)
 			acked, kills = acked+n, kills+sqliteKills
 			if err != nil {

@@ -7,7 +7,14 @@ import (
 	"testing"
 )
 
-// TestTorture runs one round of every workload.
+func TestMain(m *testing.M) {
+	if status, ok := goApart(); ok {
+		os.Exit(status)
+	}
+	os.Exit(m.Run())
+}
+
+// TestTorture runs one round of every workload, or what is left of one in no time.
 func TestTorture(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIP: -short: the program is not built")
@@ -28,6 +35,7 @@ func TestTorture(t *testing.T) {
 	for _, w := range workloads {
 		for _, io := range []string{"cached", "passthrough"} {
 			t.Run(w.name+"/"+io, func(t *testing.T) {
+				t.Parallel() // most of it waits for the disk
 				for _, tool := range w.tools {
 					if _, err := exec.LookPath(tool); err != nil {
 						t.Fatalf("%v: run .ci/deps", err)
@@ -37,7 +45,7 @@ func TestTorture(t *testing.T) {
 				if err := os.Mkdir(work, 0o755); err != nil {
 					t.Fatal(err)
 				}
-				r := newRig(options{veneer: veneer, io: io, seed: 1, workers: 3}, work, t.Logf)
+				r := newRig(options{ctx: t.Context(), veneer: veneer, io: io, seed: 1, workers: 3}, work, t.Logf)
 				t.Cleanup(func() {
 					if err := r.close(); err != nil {
 						t.Error(err)

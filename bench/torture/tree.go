@@ -50,7 +50,7 @@ func look(root, worker string) (tree, error) {
 			if err != nil {
 				return fmt.Errorf("look at %s: %w", path, err)
 			}
-			name := path[len(root)+1:]
+			name := strings.TrimPrefix(path[len(root):], "/")
 			if firsts[e.ino] == "" {
 				firsts[e.ino] = name
 			}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -129,6 +130,21 @@ func TestKilledWhileTheBackingWasWritten(t *testing.T) {
 	x.remount()
 	if got := x.read(ino); got != "0123456789" {
 		t.Errorf("after a clean end: %q", got)
+	}
+}
+
+// What recovery changes is committed in the background, too.
+func TestKilledWhileTheBackingWasWrittenThenCommits(t *testing.T) {
+	x := newFixture(t, smallImage())
+	x.opts.CommitInterval = time.Millisecond
+	x.remount()
+	ino := x.create(unionfs.Root, "f", "hello")
+	file := x.backing(ino, true)
+	_, err := file.WriteAt([]byte("0123456789"), 0)
+	must(t, err)
+	x.reopen()
+	if got := x.read(ino); got != "0123456789" {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -162,21 +162,18 @@ func Open(dir string, tree *unionfs.Tree, c Contents, o Options) (*FS, error) {
 	if f.lock, err = lockDir(f.disk); err != nil {
 		return nil, err
 	}
+	f.timer, f.wake, f.stop = time.NewTimer(time.Hour), make(chan struct{}, 1), make(chan struct{})
+	f.timer.Stop()
 	if err := f.recover(); err != nil {
+		f.timer.Stop()
 		f.release()
 		return nil, fmt.Errorf("recover %s: %w", dir, err)
 	}
-	f.startBackground()
-	return f, nil
-}
-
-func (f *FS) startBackground() {
-	f.timer, f.wake, f.stop = time.NewTimer(time.Hour), make(chan struct{}, 1), make(chan struct{})
-	f.timer.Stop()
 	if !f.inline() {
 		f.background.Add(1)
-		go f.committer()
+		go f.committer() // of what recovery has changed, too
 	}
+	return f, nil
 }
 
 // stopBackground waits until nothing is done any more but by the caller. closed is set, and it is called once.

@@ -30,11 +30,7 @@ func (f *FS) Lseek(ino Ino, off int64, whence int) (int64, error) {
 			}
 			return 0, syscall.ENXIO
 		}
-		seek := f.seekImage
-		if where == inObject {
-			seek = f.seekObject
-		}
-		at, err := seek(ino, pos, pos+length, whence)
+		at, err := f.seekSegment(ino, where, pos, pos+length, whence)
 		if err != nil {
 			return 0, err
 		}
@@ -43,6 +39,19 @@ func (f *FS) Lseek(ino Ino, off int64, whence int) (int64, error) {
 		}
 		pos += length
 	}
+}
+
+// seekSegment finds data or a hole in [pos,end), which is all in one place; end says there is none.
+func (f *FS) seekSegment(ino Ino, where int, pos, end int64, whence int) (int64, error) {
+	switch {
+	case where == inObject:
+		return f.seekObject(ino, pos, end, whence)
+	case where == inImage:
+		return f.seekImage(ino, pos, end, whence)
+	case whence == unix.SEEK_DATA: // what is in the pack has no holes
+		return pos, nil
+	}
+	return end, nil
 }
 
 // seekObject finds data or a hole in [pos,end) of a data object; end says there is none.

@@ -1,6 +1,9 @@
 package cow
 
 import (
+	"os"
+	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -24,6 +27,15 @@ func TestSeekDataAndHole(t *testing.T) {
 	_, err = x.SetAttr(sh, unionfs.SetAttr{Valid: unionfs.SetSize, Size: 4 * k})
 	must(t, err)
 	x.write(sh, "x", 4*k)
+	// A small file of ours that was the image's, whose content here is all hole.
+	x.img.local = t.TempDir()
+	small := x.ino("etc/rc.d/two")
+	hole := filepath.Join(x.img.local, strconv.FormatUint(small, 10))
+	must(t, os.WriteFile(hole, nil, 0o600))
+	must(t, os.Truncate(hole, x.attr("etc/rc.d/two").Size))
+	_, err = x.SetAttr(small, unionfs.SetAttr{Valid: unionfs.SetSize})
+	must(t, err)
+	x.write(small, "hello", 0)
 
 	for _, c := range []struct {
 		what   string
@@ -41,6 +53,8 @@ func TestSeekDataAndHole(t *testing.T) {
 		{"plain: at the end", plain, 5 * k, unix.SEEK_HOLE, 0, syscall.ENXIO},
 		{"never written: data", none, 0, unix.SEEK_DATA, 0, syscall.ENXIO},
 		{"never written: hole", none, 7, unix.SEEK_HOLE, 7, nil},
+		{"small: data", small, 1, unix.SEEK_DATA, 1, nil},
+		{"small: hole", small, 1, unix.SEEK_HOLE, 5, nil},
 		{"image: data", passwd, 3, unix.SEEK_DATA, 3, nil},
 		{"image: hole", passwd, 3, unix.SEEK_HOLE, 1234, nil},
 		{"image: after the end", passwd, 1234, unix.SEEK_DATA, 0, syscall.ENXIO},

@@ -35,7 +35,9 @@ func TestTorture(t *testing.T) {
 	for _, w := range workloads {
 		for _, io := range []string{"cached", "passthrough"} {
 			t.Run(w.name+"/"+io, func(t *testing.T) {
-				t.Parallel() // most of it waits for the disk
+				if w.name != "power" { // which tells all that the machine was rebooted
+					t.Parallel() // most of it waits for the disk
+				}
 				for _, tool := range w.tools {
 					if _, err := exec.LookPath(tool); err != nil {
 						t.Fatalf("%v: run .ci/deps", err)

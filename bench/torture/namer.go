@@ -66,7 +66,7 @@ func (v *namer) check(string) error {
 			if d == nil {
 				return nil
 			}
-			if differ == nil {
+			if differ == nil || len(d.Error()) < len(differ.Error()) {
 				differ = d
 			}
 		}

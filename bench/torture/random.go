@@ -243,5 +243,8 @@ func replayCalls(r *rig, path string) error {
 		}
 		made = append(made, c)
 	}
-	return r.replay(made)
+	if err := r.replay(made); err != nil {
+		return errors.Join(err, r.keep([]*pair{{name: workerOf(made), made: made, failed: err}}))
+	}
+	return nil
 }

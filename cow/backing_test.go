@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -145,6 +146,30 @@ func TestKilledWhileTheBackingWasWrittenThenCommits(t *testing.T) {
 	x.reopen()
 	if got := x.read(ino); got != "0123456789" {
 		t.Errorf("%q", got)
+	}
+}
+
+// What a file lost before it was opened for writing is given back when that is committed, and nothing more.
+func TestCommitLeavesWhatTheKernelHasWritten(t *testing.T) {
+	x := newFixture(t, smallImage())
+	long := strings.Repeat("x", packMax+1)
+	ino := x.create(unionfs.Root, "f", long)
+	_, err := x.SetAttr(ino, unionfs.SetAttr{Valid: unionfs.SetSize})
+	must(t, err)
+	x.write(ino, "hello", 0)
+	file := x.backing(ino, true)
+	_, err = x.SetAttr(ino, unionfs.SetAttr{Valid: unionfs.SetSize}) // O_TRUNC
+	must(t, err)
+	_, err = file.WriteString(long)
+	must(t, err)
+	must(t, x.Sync())
+	if got := x.read(ino); got != long {
+		t.Errorf("%d bytes of %d are left", len(got), len(long))
+	}
+	x.CloseBacking(ino, true)
+	x.reopen()
+	if got := x.read(ino); got != long {
+		t.Errorf("after a crash, %d bytes of %d are left", len(got), len(long))
 	}
 }
 

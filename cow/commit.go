@@ -194,6 +194,12 @@ func (f *FS) trimFreed(ino Ino) {
 	lock := f.dataLock(ino)
 	lock.Lock()
 	defer lock.Unlock()
+	f.st.RLock()
+	_, written := f.backings[ino]
+	f.st.RUnlock()
+	if written {
+		return // it was cut when it was opened, and only the kernel knows its size since
+	}
 	c, err := f.contentOf(ino, 0, 0)
 	if err != nil {
 		return // it is gone

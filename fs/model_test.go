@@ -174,9 +174,7 @@ type modelPlaces struct {
 
 func newModelPlaces(t *testing.T, cases []modelCase, rungs []string) modelPlaces {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("SKIP: -short: the program is not built")
-	}
+	veneer := buildProgram(t)
 	plain := t.TempDir()
 	var st unix.Statfs_t
 	if err := unix.Statfs(plain, &st); err != nil || st.Type != unix.EXT4_SUPER_MAGIC {
@@ -201,8 +199,6 @@ func newModelPlaces(t *testing.T, cases []modelCase, rungs []string) modelPlaces
 		output(t, "cp", "-a", lower+"/model", lower+"/"+c.name)
 		output(t, "cp", "-a", lower+"/model", plain+"/"+c.name)
 	}
-	veneer := filepath.Join(t.TempDir(), "veneer")
-	output(t, "go", "build", "-o", veneer, "../cmd/veneer")
 	p := modelPlaces{plain, make(map[string]string)}
 	for _, io := range rungs {
 		p.mounts[io] = mountProgram(t, veneer, io, lower)

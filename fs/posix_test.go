@@ -68,29 +68,15 @@ func TestPosix(t *testing.T) {
 
 // TestPosixOfTheWholeProgram runs them on mounts of the real program: its backend is the one that counts.
 func TestPosixOfTheWholeProgram(t *testing.T) {
-	if testing.Short() {
-		t.Skip("SKIP: -short: the program is not built")
-	}
-	veneer := filepath.Join(t.TempDir(), "veneer")
-	output(t, "go", "build", "-o", veneer, "../cmd/veneer")
-	for _, io := range []string{IOCached, IOPassthrough} {
-		t.Run(io, func(t *testing.T) {
-			for name, test := range posixTests() {
-				t.Run(name, func(t *testing.T) {
-					test(t, mountProgram(t, veneer, io, t.TempDir()))
-				})
-			}
-		})
-	}
+	forEachRung(t, func(t *testing.T, veneer, io string) {
+		for name, test := range posixTests() {
+			t.Run(name, func(t *testing.T) { test(t, mountProgram(t, veneer, io, t.TempDir())) })
+		}
+	})
 }
 
 // TestWholeProgramDoesWhatADirectoryDoes has a shell change a tree of lower files, on a mount and on a copy of the same.
 func TestWholeProgramDoesWhatADirectoryDoes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("SKIP: -short: the program is not built")
-	}
-	veneer := filepath.Join(t.TempDir(), "veneer")
-	output(t, "go", "build", "-o", veneer, "../cmd/veneer")
 	const makeLower = `set -e; cd "$0"; mkdir -p d/e empty
 		for f in cut shorter grow write append over remove d/moved d/e/deep linked setid; do seq 1 5000 > $f; done
 		ln linked d/other; ln -s ../cut d/soft; chmod 4755 setid; mkfifo pipe`
@@ -108,33 +94,69 @@ func TestWholeProgramDoesWhatADirectoryDoes(t *testing.T) {
 	const show = `set -e; cd "$0"; LC_ALL=C; export LC_ALL
 		find . -printf '%p %y %m %n %l ' \( -type f -printf %s -o -true \) -printf '\n' | sort
 		find . -type f | sort | xargs sha256sum`
-	for _, io := range []string{IOCached, IOPassthrough} {
-		t.Run(io, func(t *testing.T) {
-			lower, plain := t.TempDir(), t.TempDir()
-			output(t, "sh", "-c", makeLower, lower)
-			output(t, "cp", "-a", lower+"/.", plain)
-			dir := mountProgram(t, veneer, io, lower)
-			before := output(t, "sh", "-c", show, lower)
-			output(t, "sh", "-c", change, dir)
-			output(t, "sh", "-c", change, plain)
-			if got, want := output(t, "sh", "-c", show, dir), output(t, "sh", "-c", show, plain); got != want {
-				t.Errorf("the mount shows\n%s\nthe directory\n%s", got, want)
-			}
-			if after := output(t, "sh", "-c", show, lower); after != before {
-				t.Errorf("the layer was\n%s\nis\n%s", before, after)
-			}
-		})
-	}
+	forEachRung(t, func(t *testing.T, veneer, io string) {
+		lower, plain := t.TempDir(), t.TempDir()
+		output(t, "sh", "-c", makeLower, lower)
+		output(t, "cp", "-a", lower+"/.", plain)
+		dir := mountProgram(t, veneer, io, lower)
+		before := output(t, "sh", "-c", show, lower)
+		output(t, "sh", "-c", change, dir)
+		output(t, "sh", "-c", change, plain)
+		if got, want := output(t, "sh", "-c", show, dir), output(t, "sh", "-c", show, plain); got != want {
+			t.Errorf("the mount shows\n%s\nthe directory\n%s", got, want)
+		}
+		if after := output(t, "sh", "-c", show, lower); after != before {
+			t.Errorf("the layer was\n%s\nis\n%s", before, after)
+		}
+	})
+}
+
+// programMount is a mount of the real program.
+type programMount struct {
+	dir, state string
+	veneer     []string // the command to which a subcommand is appended
 }
 
 // mountProgram has the program at veneer mount lower, writable, and take the mount away in the end.
 func mountProgram(t testing.TB, veneer, io, lower string) (dir string) {
 	t.Helper()
-	dir = t.TempDir()
-	root := []string{"--root", t.TempDir(), "--run-root", t.TempDir()}
-	output(t, veneer, append(root, "mount", "--rw", "--state", t.TempDir(), "--io", io, "--layer", "dir:"+lower, dir)...)
-	t.Cleanup(func() { output(t, veneer, append(root, "umount", dir)...) })
-	return dir
+	return mountProgramAt(t, veneer, io, lower).dir
+}
+
+func mountProgramAt(t testing.TB, veneer, io, lower string) *programMount {
+	t.Helper()
+	m := &programMount{t.TempDir(), t.TempDir(), []string{veneer, "--root", t.TempDir(), "--run-root", t.TempDir()}}
+	m.mount(t, io, lower)
+	t.Cleanup(func() { m.run(t, "umount", m.dir) })
+	return m
+}
+
+func (m *programMount) mount(t testing.TB, io, lower string) {
+	t.Helper()
+	m.run(t, "mount", "--rw", "--state", m.state, "--io", io, "--layer", "dir:"+lower, m.dir)
+}
+
+func (m *programMount) run(t testing.TB, args ...string) {
+	t.Helper()
+	output(t, m.veneer[0], append(m.veneer[1:len(m.veneer):len(m.veneer)], args...)...)
+}
+
+func buildProgram(t testing.TB) (veneer string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("SKIP: -short: the program is not built")
+	}
+	veneer = filepath.Join(t.TempDir(), "veneer")
+	output(t, "go", "build", "-o", veneer, "../cmd/veneer")
+	return veneer
+}
+
+// forEachRung runs test for the real program on each rung.
+func forEachRung(t *testing.T, test func(t *testing.T, veneer, io string)) {
+	veneer := buildProgram(t)
+	for _, io := range []string{IOCached, IOPassthrough} {
+		t.Run(io, func(t *testing.T) { test(t, veneer, io) })
+	}
 }
 
 func output(t testing.TB, name string, args ...string) string {

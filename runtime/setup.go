@@ -11,6 +11,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
 // initArg is argv[0] of the set-up child, and childFD its end of the socket pair.
@@ -34,6 +36,7 @@ func Main() {
 	if !isChild() {
 		return
 	}
+	spawn.SlowSysmon()
 	c := &child{conn: conn{os.NewFile(childFD, "parent")}}
 	f := c.run() // returns only if something failed
 	// If the parent is gone there is nobody to tell.

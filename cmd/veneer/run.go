@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
 // runFlags are the flags of run as they were given.
@@ -79,6 +81,7 @@ func (f *runFlags) add(c *cobra.Command) {
 // run runs a container from beginning to end; with -d, until its process has started.
 func (a *app) run(ctx context.Context, f *runFlags, image string, args []string) error {
 	begun := time.Now()
+	spawn.SlowSysmon()
 	c, err := f.container(args)
 	if err != nil {
 		return &exitError{exitVeneer, err}

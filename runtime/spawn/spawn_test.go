@@ -66,3 +66,28 @@ func TestSlackIsOfTheProcessAlone(t *testing.T) {
 		t.Errorf("the thread has %v now", got)
 	}
 }
+
+func TestSysmonIsSlowedAlone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	SlowSysmon()
+	dir, err := os.Open("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	threads, err := dir.Readdirnames(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range threads {
+		slack, err := os.ReadFile("/proc/" + id + "/timerslack_ns")
+		if err != nil {
+			continue // it has ended
+		}
+		if slow := string(slack) == "1000000\n"; slow != (i == 1) {
+			t.Errorf("thread %d of %d has a slack of %s", i, len(threads), slack)
+		}
+	}
+}

@@ -68,7 +68,11 @@ func check(dir string, tree *unionfs.Tree, o Options) (*Report, error) {
 	for _, ino := range slices.Sorted(maps.Keys(s.nodes)) {
 		n := s.nodes[ino]
 		c.inode(n)
-		if n.slot != 0 && n.nlink > 0 && !used.take(n.slot) {
+		if n.slot == 0 || n.nlink == 0 {
+			continue
+		}
+		r.Bytes += n.size()
+		if !used.take(n.slot) {
 			c.bad(ino, "its content is in the pack where another has its own")
 		}
 	}

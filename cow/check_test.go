@@ -184,6 +184,7 @@ func TestCheckFindsWhatCannotBe(t *testing.T) {
 			t.u(0)
 			t.u(1)
 		}, "is missing: 1 bytes are lost"},
+		"a slot of two": {func(x *fixture, t *tx) { t.slot(x.ino("tmp/two"), x.nodes[x.ino("tmp/one")].slot) }, "in the pack where another has its own"},
 		"a cycle": {func(x *fixture, t *tx) {
 			t.unlink(x.ino(""), "etc")
 			t.link(x.ino("etc/rc.d"), "etc", x.ino("etc"), unix.S_IFDIR)
@@ -194,6 +195,8 @@ func TestCheckFindsWhatCannotBe(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			x := newFixture(t, smallImage())
+			x.create(x.ino("tmp"), "one", "1")
+			x.create(x.ino("tmp"), "two", "2")
 			tx, err := x.begin()
 			must(t, err)
 			c.record(x, tx)

@@ -44,7 +44,7 @@ type Report struct {
 	Records  uint64 // of the history
 	Inodes   int    // that differ from the image
 	Objects  int    // data objects
-	Bytes    int64  // in them
+	Bytes    int64  // in them, and of files in the pack
 
 	Files, Dirs int   // that Salvage made
 	Written     int64 // bytes of their content

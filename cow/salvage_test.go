@@ -298,6 +298,11 @@ func trySalvage(t *testing.T, img *image, name string, b []byte) {
 	must(t, os.WriteFile(filepath.Join(state, name), b, 0o600))
 	before := stateBytes(t, state)
 	_, _ = Check(state, img.tree, Options{})
+	if snap, err := OpenSnapshot(state, img.tree, img, Options{}); err == nil {
+		_ = snap.Changes(ChangesOptions{Stat: true}, func(Change) error { return nil })
+		_, _ = snap.WriteLayer(t.Context(), &shortDisk{left: 1 << 20}, nil)
+		must(t, snap.Close())
+	}
 	_, _ = Salvage(t.Context(), state, img.tree, img, Options{}, nil, filepath.Join(dir, "out"))
 	if !maps.Equal(before, stateBytes(t, state)) {
 		t.Error("the state has changed")
@@ -337,4 +342,14 @@ func TestSalvageAndCheckEndWithTheLastCommit(t *testing.T) {
 	if lines := changeLines(t, s, ChangesOptions{Stat: true}); !slices.Equal(lines, []string{"A /before"}) {
 		t.Errorf("changes: %q", lines)
 	}
+}
+
+// shortDisk is full after some bytes.
+type shortDisk struct{ left int }
+
+func (d *shortDisk) Write(p []byte) (int, error) {
+	if d.left -= len(p); d.left < 0 {
+		return 0, unix.ENOSPC
+	}
+	return len(p), nil
 }

@@ -145,7 +145,8 @@ func (s *Snapshot) Close() error {
 }
 
 // Rewritten returns those of inos whose content may have changed since the snapshot was opened, so that what was read of
-// it may be old in one part and new in another, or zeros.
+// it may be old in one part and new in another, or zeros. It goes by the records that are there now: that of a write of which the
+// bytes were just read may still be on its way.
 func (s *Snapshot) Rewritten(inos []Ino) (changed []Ino, err error) {
 	now, err := OpenSnapshot(s.disk.dir, s.tree, s.contents, s.opts)
 	if err != nil {

@@ -18,8 +18,8 @@ func newCheckCmd(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check [flags] CONTAINER|STATEDIR",
 		Short: "Look for damage in what a container wrote",
-		Long: `Look for damage in what a container, or a mount with a state directory, wrote: in every record of its journal and checkpoint, in the
-places and sizes of file content, in names, links and parents. Nothing is changed. It may run: then only what is found twice is reported.
+		Long: `Look for damage in what a container, or a mount with a state directory, wrote: in the index of its image, in every record of its journal
+and checkpoint, in the places and sizes of file content, in names, links and parents. Nothing is changed. It may run: then only what is found twice is reported.
 
 The exit status is 1 if something is damaged. What a crash may leave, and needs nothing done, is printed as a note.
 
@@ -45,6 +45,9 @@ func (a *app) check(ref string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.close(true)) }()
+	if err := w.tree.Verify(); err != nil {
+		return err
+	}
 	r, err := cow.Check(w.dir, w.tree, cow.Options{Log: a.log})
 	if err != nil {
 		return err
@@ -53,7 +56,7 @@ func (a *app) check(ref string) (err error) {
 	if r.Damaged() {
 		return fmt.Errorf("%s is damaged (veneer check --salvage DIR %s writes what can be read to DIR)", ref, ref)
 	}
-	fmt.Fprintf(a.stdout, "%s: no damage: %d records, %d changed inodes, %s in %d data objects\n",
+	fmt.Fprintf(a.stdout, "%s: no damage: %d records, %d changed inodes, %s of content, %d data objects\n",
 		ref, r.Records, r.Inodes, humanSize(r.Bytes), r.Objects)
 	return nil
 }

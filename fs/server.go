@@ -147,8 +147,9 @@ func mountOptions(o Options) *fuse.MountOptions {
 		// READDIRPLUS_AUTO: attributes come with the names only where they were wanted before; ls of 20,000 names takes 22 small
 		// requests instead of 100 big ones, find -ls no more than without.
 		// DONT_MASK: a default ACL goes before the umask. SETXATTR_EXT: an access ACL may clear the set-group-id bit.
+		// EXPORT_SUPPORT: a file handle is good for a file that the kernel has forgotten; it asks for "." of the node, and for "..".
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_READDIRPLUS_AUTO |
-			fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT,
+			fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT | fuse.CAP_EXPORT_SUPPORT,
 		EnableAcl:            true,
 		DisabledCapabilities: without,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),

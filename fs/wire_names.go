@@ -15,6 +15,9 @@ import (
 func (w *wire) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	w.count(opLookup)
 	a, err := w.b.Lookup(inoOf(in.NodeId), name)
+	if name == "." && err == nil && (a.Nlink == 0 || w.nodeOf(a.Ino) != in.NodeId) {
+		err = syscall.ESTALE // a file handle of what is gone, or has another node: what somebody has open the kernel finds itself
+	}
 	if errors.Is(err, syscall.ENOENT) {
 		*out = fuse.EntryOut{EntryValid: forever}
 		return fuse.OK

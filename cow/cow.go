@@ -91,6 +91,7 @@ type FS struct {
 
 	st       sync.RWMutex // guards what follows; written only under op too
 	nodes    map[Ino]*node
+	slab     nodeSlab
 	next     Ino    // of the next new inode
 	dead     bitmap // image inodes that were unlinked and forgotten
 	backings map[Ino]*backing

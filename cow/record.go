@@ -242,7 +242,8 @@ func (f *FS) applyNew(d *dec) error {
 	if d.bad || f.inImage(ino) || ino >= maxIno || f.nodes[ino] != nil || m.isRegular() && m.val > maxSize {
 		return fmt.Errorf("inode %d cannot be new", ino)
 	}
-	n := &node{ino: ino, meta: m, dumped: f.dumpMark}
+	n := f.slab.node()
+	*n = node{ino: ino, meta: m, dumped: f.dumpMark}
 	if n.isRegular() {
 		n.flags |= flagPlain
 	}
@@ -417,7 +418,8 @@ func applyRuns(n *node, d *dec) error {
 
 func (f *FS) applyNode(d *dec) error {
 	ino := d.u()
-	n := &node{ino: ino, flags: d.u32() & flagsKept}
+	n := f.slab.node()
+	n.ino, n.flags, n.dumped = ino, d.u32()&flagsKept, f.dumpMark
 	n.mode, n.nlink, n.uid, n.gid, n.val = d.u32(), d.u32(), d.u32(), d.u32(), d.u()
 	for i := range nTimes {
 		n.setTime(i, d.time())

@@ -112,6 +112,9 @@ func (f *FS) SetAttr(ino Ino, set unionfs.SetAttr) (unionfs.Attr, error) {
 	if resize && set.Size < before {
 		f.shrinkObject(ino, set.Size)
 	}
+	if resize {
+		f.measure(ino)
+	}
 	return f.GetAttr(ino)
 }
 

@@ -84,7 +84,7 @@ func (f *FS) openBacking(ino Ino, write bool) (*os.File, error) {
 		return nil, nil
 	case unchanged && !write:
 		return f.contents.Local(ino)
-	case !plain || f.ro:
+	case !plain || f.ro, write && f.usage.limit.Bytes > 0: // the kernel does not know of our quota
 		return nil, nil
 	}
 	lock := f.dataLock(ino)
@@ -243,6 +243,7 @@ func (t *tx) closeBacking(ino Ino, b *backing) error {
 	if err := t.commit(); err != nil {
 		return err
 	}
+	t.f.measureBacking(ino, b)
 	t.f.setBacking(ino, nil)
 	b.close() // nobody looks at it without st and an entry in backings
 	return nil

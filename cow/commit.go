@@ -215,6 +215,7 @@ func (f *FS) trimFreed(ino Ino) {
 	}
 	// Nothing is wrong if that does not work: it is done before the file grows.
 	_ = f.trim(o, size)
+	f.measure(ino)
 }
 
 // reclaim makes room on a full disk by what only waits for a commit, and reports whether there may be some now.

@@ -31,6 +31,8 @@ type Options struct {
 	// CheckpointBytes is how long the journal may grow before it is compacted, unless the last checkpoint was more
 	// than half as long. 0 means 4 MiB.
 	CheckpointBytes int64
+	// QuotaBytes and QuotaInodes bound what the container may add (see Usage). 0 means that only the host does.
+	QuotaBytes, QuotaInodes int64
 	// OpenObjects is how many data objects are kept open. 0 means 256.
 	OpenObjects int
 
@@ -53,7 +55,8 @@ type FS struct {
 
 	data [64]sync.Mutex // by inode: see dataLock
 
-	held held // data objects that the kernel has
+	usage usage
+	held  held // data objects that the kernel has
 
 	op     sync.Mutex // held by the operation that changes the delta
 	tx     tx         // guarded by op
@@ -119,6 +122,7 @@ func newFS(tree *unionfs.Tree, c Contents, o Options) *FS {
 	}
 	f.next = f.maxImage + 1
 	f.tx.f = f
+	f.usage.limit = Usage{o.QuotaBytes, o.QuotaInodes}
 	f.freed.ended = make(map[Ino]*node)
 	f.held.n = make(map[Ino]int)
 	return f
@@ -329,7 +333,7 @@ func (f *FS) Fsync(ino Ino, dataOnly bool) error {
 	return f.commitAndReap()
 }
 
-// StatFS is the host file system's, which is what limits a container.
+// StatFS is the host file system's, or the quota's: what limits the container.
 func (f *FS) StatFS() (unionfs.StatFS, error) {
 	if f.ro {
 		return unionfs.StatFS{BlockSize: 4096, NameLen: maxName, Files: f.maxImage}, nil
@@ -342,8 +346,8 @@ func (f *FS) StatFS() (unionfs.StatFS, error) {
 	if size == 0 {
 		size = uint32(st.Bsize)
 	}
-	return unionfs.StatFS{
+	return f.quotaStat(unionfs.StatFS{
 		Blocks: st.Blocks, BlocksFree: st.Bfree, BlocksAvail: st.Bavail,
 		Files: st.Files, FilesFree: st.Ffree, BlockSize: size, NameLen: maxName,
-	}, nil
+	}), nil
 }

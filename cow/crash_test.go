@@ -281,6 +281,9 @@ func (w *walker) compareEither(before *model, step string) {
 		w.t.Fatalf("%s, died before %q: %v", w.last, step, err)
 	}
 	defer abandon(f)
+	if u := recount(f); u != f.Usage() {
+		w.t.Fatalf("%s, died before %q: usage is %+v, not %+v", w.last, step, f.Usage(), u)
+	}
 	before.forget()
 	after := w.m.clone()
 	after.forget()

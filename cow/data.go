@@ -157,6 +157,7 @@ type content struct {
 	plain  bool
 	object bool // there may be a data object
 	cut    bool // flagCut
+	sparse bool
 	ours   bool // of the range that was asked for there is nothing that is not ours already
 }
 
@@ -175,6 +176,7 @@ func (f *FS) contentOf(ino Ino, off, end int64) (c content, err error) {
 		return c, err
 	}
 	c.slot, c.plain, c.object, c.cut = n.slot, n.flags&flagPlain != 0, n.flags&flagObject != 0, n.flags&flagCut != 0
+	c.sparse = n.flags&flagSparse != 0
 	c.ours = c.plain && end <= c.size
 	if runs := n.runs(); runs != nil {
 		inside, to := runs.at(off)
@@ -221,7 +223,12 @@ func (f *FS) write(ino Ino, p []byte, off int64, killPriv bool) (int, error) {
 	if err != nil || len(p) == 0 {
 		return 0, err
 	}
-	if f.packs(ino, &c, off, off+int64(len(p))) {
+	u, end, err := f.reserveWrite(ino, &c, off, off+int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	defer f.usage.release(u)
+	if p = p[:end-off]; f.packs(ino, &c, off, end) {
 		n, err := f.writePacked(ino, &c, p, off, killPriv)
 		if !errors.Is(err, errPackFull) {
 			return n, err
@@ -352,6 +359,9 @@ func (f *FS) writeObject(ino Ino, c *content, p []byte, off int64, killPriv bool
 	if err := f.wrote(ino, off, n, killPriv, 0); err != nil {
 		o.trimmed = false
 		return 0, err
+	}
+	if c.sparse || off > c.size {
+		f.measure(ino)
 	}
 	return n, nil
 }

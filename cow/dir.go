@@ -17,6 +17,7 @@ type dirDelta struct {
 	next   uint64   // seq of the next entry
 	live   int      // entries that the directory shows
 	gone   int      // removed ones in ents
+	cost   int64    // bytes that ents count (quota.go)
 }
 
 // ent is an entry of a directory.
@@ -76,6 +77,7 @@ func (d *dirDelta) put(name string, ino Ino, typ uint32, hides bool) {
 
 // insert appends an entry whose name is not there and whose seq is the largest.
 func (d *dirDelta) insert(e ent) {
+	d.cost += costEntry + int64(len(e.name))
 	d.ents = append(d.ents, e)
 	if d.index == nil && len(d.ents) <= smallDir {
 		return
@@ -99,6 +101,7 @@ func (d *dirDelta) enter(i int) {
 
 // drop removes the entry at place i of ents.
 func (d *dirDelta) drop(i int) {
+	d.cost -= costEntry + int64(len(d.ents[i].name))
 	d.ents[i] = ent{seq: d.ents[i].seq}
 	d.gone++
 	if d.gone > smallDir && d.gone*2 > len(d.ents) {

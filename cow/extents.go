@@ -10,6 +10,7 @@ type run struct{ off, end int64 }
 type extents struct {
 	leaves [][]run // none is empty
 	n      int     // runs in all leaves
+	blocks int64   // sum of the blocks that each run touches
 }
 
 // leafMax bounds the runs of a leaf: 4 KiB of memory.
@@ -58,11 +59,13 @@ func (x *extents) add(off, end int64) {
 		x.insert(leaf, i, run{off, end})
 		return
 	}
+	x.blocks -= blocksBetween(r.off, r.end)
 	r.off = min(r.off, off)
 	if end > r.end {
 		r.end = end
 		x.swallow(leaf, i)
 	}
+	x.blocks += blocksBetween(r.off, r.end)
 }
 
 // swallow merges the runs after the one at (leaf, i) into it as far as it reaches.
@@ -79,6 +82,7 @@ func (x *extents) swallow(leaf, i int) {
 		rs := x.leaves[nl]
 		j := ni
 		for j < len(rs) && rs[j].off <= r.end {
+			x.blocks -= blocksBetween(rs[j].off, rs[j].end)
 			r.end = max(r.end, rs[j].end)
 			j++
 		}
@@ -100,6 +104,7 @@ func (x *extents) swallow(leaf, i int) {
 
 func (x *extents) appendRun(r run) {
 	x.n++
+	x.blocks += blocksBetween(r.off, r.end)
 	last := len(x.leaves) - 1
 	if last < 0 || len(x.leaves[last]) >= leafMax {
 		x.leaves = append(x.leaves, []run{r})
@@ -110,6 +115,7 @@ func (x *extents) appendRun(r run) {
 
 func (x *extents) insert(leaf, i int, r run) {
 	x.n++
+	x.blocks += blocksBetween(r.off, r.end)
 	rs := append(x.leaves[leaf], run{})
 	copy(rs[i+1:], rs[i:])
 	rs[i] = r
@@ -132,13 +138,14 @@ func (x *extents) cut(size int64) {
 		return
 	}
 	rs := x.leaves[leaf]
-	if rs[i].off < size {
-		rs[i].end = size
+	if r := &rs[i]; r.off < size {
+		x.blocks -= blocksBetween(r.off, r.end) - blocksBetween(r.off, size)
+		r.end = size
 		i++
 	}
-	x.n -= len(rs) - i
+	x.forget(rs[i:])
 	for _, l := range x.leaves[leaf+1:] {
-		x.n -= len(l)
+		x.forget(l)
 	}
 	x.leaves[leaf] = rs[:i]
 	if i > 0 {
@@ -146,6 +153,14 @@ func (x *extents) cut(size int64) {
 	}
 	clear(x.leaves[leaf:])
 	x.leaves = x.leaves[:leaf]
+}
+
+// forget takes runs that go out of the counts.
+func (x *extents) forget(rs []run) {
+	x.n -= len(rs)
+	for _, r := range rs {
+		x.blocks -= blocksBetween(r.off, r.end)
+	}
 }
 
 // covers tells whether the set is all of [0,size).

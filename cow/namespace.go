@@ -82,6 +82,9 @@ func newMeta(parent *meta, mode uint32, c unionfs.Owner) meta {
 // createIn is create for an inode that takes after a directory.
 func (t *tx) createIn(dir Ino, m meta, umask uint32) (Ino, error) {
 	access, byDefault := t.f.inheritACL(dir, &m, umask)
+	if err := t.need(Usage{Bytes: costOfXattr(aclAccess, access) + costOfXattr(aclDefault, byDefault)}); err != nil {
+		return 0, err
+	}
 	ino, err := t.create(m)
 	if err != nil {
 		return 0, err
@@ -167,6 +170,9 @@ func (f *FS) make(dir Ino, name string, mode uint32, val uint64, target string, 
 		m.nlink = 2
 		d.nlink++
 	}
+	if err := t.need(Usage{costInode + costEntry + int64(len(name)+len(target)), 1}); err != nil {
+		return unionfs.Attr{}, err
+	}
 	ino, err := t.createIn(dir, m, c.Umask)
 	if err != nil {
 		return unionfs.Attr{}, err
@@ -202,6 +208,9 @@ func (f *FS) Tmpfile(dir Ino, mode uint32, c unionfs.Owner) (unionfs.Attr, error
 	}
 	m := newMeta(&d, unix.S_IFREG|mode&0o7777, c)
 	m.nlink = 0
+	if err := t.need(Usage{costInode, 1}); err != nil {
+		return unionfs.Attr{}, err
+	}
 	ino, err := t.createIn(dir, m, c.Umask)
 	if err != nil {
 		return unionfs.Attr{}, err
@@ -237,6 +246,9 @@ func (f *FS) Link(ino, dir Ino, name string) (unionfs.Attr, error) {
 	}
 	d, err := t.room(dir, name)
 	if err != nil {
+		return unionfs.Attr{}, err
+	}
+	if err := t.need(Usage{Bytes: costEntry + int64(len(name))}); err != nil {
 		return unionfs.Attr{}, err
 	}
 	t.link(dir, name, ino, m.mode&unix.S_IFMT)
@@ -390,6 +402,8 @@ func (f *FS) end(n *node) {
 	}
 	f.st.Lock()
 	defer f.st.Unlock()
+	u := f.cost(n)
+	f.usage.add(Usage{-u.Bytes, -u.Inodes})
 	f.setSlot(n, 0)
 	if b := f.backings[n.ino]; b != nil {
 		b.close()

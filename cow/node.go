@@ -86,7 +86,9 @@ type node struct {
 	slot  slot // regular, plain: the content is in the pack, in one piece and without holes. 0: it is not
 	// dumped: if it is FS.dumpMark, the checkpoint that is on its way has the node. Guarded by op.
 	dumped bool
-	x      *ext // nil while there is nothing in it
+	// measured: with flagSparse, the blocks that the host says the data object has (quota.go).
+	measured uint32
+	x        *ext // nil while there is nothing in it
 }
 
 // nodeSlab makes nodes, some at a time: a state of a million of them is there sooner. Their memory is free when all of
@@ -108,6 +110,7 @@ type ext struct {
 	runs   *extents // regular, not plain: what is in the data object; the rest is the image's. Never empty
 	xattrs []xattr  // sorted by name
 	target string   // symlink that is not of the image
+	cost   int64    // bytes that xattrs and target count (quota.go)
 }
 
 func (n *node) ext() *ext {
@@ -137,7 +140,7 @@ func (n *node) own(off, end int64) {
 	size := n.size()
 	if off > size {
 		if n.slot == 0 {
-			n.flags |= flagSparse
+			n.setSparse()
 		}
 		off = size
 	}
@@ -166,6 +169,7 @@ func (f *FS) resize(n *node, size int64) {
 	}
 	if size == 0 {
 		f.setSlot(n, 0)
+		n.flags &^= flagSparse
 	}
 	n.val = uint64(size)
 	if runs := n.runs(); runs != nil {

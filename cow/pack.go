@@ -75,6 +75,15 @@ func (s slot) units() uint32               { return 1 << s.class() }
 func (s slot) off() int64                  { return int64(s.unit()) * packUnit }
 func (s slot) size() int64                 { return packUnit << s.class() }
 
+// slotFor has the class that a file of size bytes needs, and no place.
+func slotFor(size int64) slot {
+	class := 0
+	for packUnit<<class < size {
+		class++
+	}
+	return makeSlot(0, class)
+}
+
 // waitingUnits are units that were given back by the record seq.
 type waitingUnits struct {
 	seq      uint64
@@ -162,10 +171,7 @@ func (p *pack) close() {
 
 // alloc takes a slot for a file of size bytes, which are at most packMax. Its content is not defined.
 func (p *pack) alloc(size int64) (slot, error) {
-	class := 0
-	for packUnit<<class < size {
-		class++
-	}
+	class := slotFor(size).class()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.file == nil {

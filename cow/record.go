@@ -206,13 +206,22 @@ func (f *FS) applyOne(tag byte, d *dec) error {
 	if err != nil {
 		return fmt.Errorf("inode %d is not known", ino)
 	}
+	was := f.cost(n)
+	err = f.applyTo(tag, n, d)
+	is := f.cost(n)
+	f.usage.add(Usage{Bytes: is.Bytes - was.Bytes})
+	return err
+}
+
+// applyTo makes a change of a node.
+func (f *FS) applyTo(tag byte, n *node, d *dec) error {
 	switch tag {
 	case tagAttr:
 		applyAttr(n, d)
 		return nil
 	case tagLink, tagUnlink, tagDir, tagEnts, tagHidden:
 		if !n.isDir() {
-			return fmt.Errorf("inode %d is not a directory", ino)
+			return fmt.Errorf("inode %d is not a directory", n.ino)
 		}
 		return f.applyDir(tag, n, d)
 	case tagXattr:
@@ -223,11 +232,14 @@ func (f *FS) applyOne(tag byte, d *dec) error {
 		f.removeXattr(n, string(d.bytes()))
 		return nil
 	case tagTarget:
-		n.ext().target = string(d.bytes())
+		x := n.ext()
+		x.cost -= int64(len(x.target))
+		x.target = string(d.bytes())
+		x.cost += int64(len(x.target))
 		return nil
 	}
 	if !n.isRegular() {
-		return fmt.Errorf("inode %d is not a regular file", ino)
+		return fmt.Errorf("inode %d is not a regular file", n.ino)
 	}
 	return f.applyFile(tag, n, d)
 }
@@ -251,6 +263,7 @@ func (f *FS) applyNew(d *dec) error {
 		n.flags |= flagLinkable
 	}
 	f.nodes[ino] = n
+	f.usage.add(f.cost(n))
 	f.next = max(f.next, ino+1)
 	return nil
 }
@@ -343,7 +356,7 @@ func (f *FS) applyFile(tag byte, n *node, d *dec) error {
 			return errRecord
 		}
 		if tag == tagHole {
-			n.flags |= flagSparse
+			n.setSparse()
 		}
 		if n.slot == 0 {
 			n.flags |= flagObject
@@ -385,7 +398,8 @@ func (f *FS) applyFile(tag byte, n *node, d *dec) error {
 		n.val = uint64(size)
 		n.setTime(mtime, d.time())
 		n.setTime(ctime, d.time())
-		n.flags |= flagSparse | flagObject // the server did not see what was written
+		n.setSparse()
+		n.flags |= flagObject // the server did not see what was written
 		n.flags &^= flagBacking
 	case tagRuns:
 		return applyRuns(n, d)
@@ -428,6 +442,7 @@ func (f *FS) applyNode(d *dec) error {
 		return fmt.Errorf("inode %d is not a whole node", ino)
 	}
 	f.nodes[ino] = n
+	f.usage.add(f.cost(n))
 	f.next = max(f.next, ino+1)
 	return nil
 }

@@ -76,7 +76,10 @@ func (f *FS) load() (d recovered, err error) {
 	if err := f.readJournals(&d); err != nil {
 		return d, err
 	}
-	return d, f.replay(&d)
+	if err := f.replay(&d); err != nil {
+		return d, err
+	}
+	return d, f.measureAll()
 }
 
 // resumeJournal sees to it that there is a journal to go on with.
@@ -362,7 +365,9 @@ func (f *FS) recoverPack() error {
 	used := make(unitSet, 0)
 	for ino, n := range f.nodes {
 		if n.nlink == 0 {
+			u := f.cost(n)
 			n.slot = 0 // it may have been ended, and its slot be another's
+			f.usage.add(Usage{Bytes: f.cost(n).Bytes - u.Bytes})
 		}
 		if n.slot == 0 {
 			continue

@@ -156,6 +156,9 @@ func (t *tx) reparent(m, from, to *meta, parent Ino) {
 }
 
 func (t *tx) leaveWhiteout(m *move) error {
+	if err := t.need(Usage{costInode + costEntry + int64(len(m.oldName)), 1}); err != nil {
+		return err
+	}
 	ino, err := t.create(meta{mode: unix.S_IFCHR, nlink: 1})
 	if err != nil {
 		return err

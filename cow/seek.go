@@ -142,10 +142,24 @@ func (f *FS) Fallocate(_ context.Context, ino Ino, mode uint32, off, length int6
 	if mode&keep == 0 {
 		grown = max(size, off+length)
 	}
+	u := Usage{}
+	if mode&punch == 0 {
+		if u, err = f.needOfAllocation(ino, off, off+length); err != nil {
+			return err
+		}
+	}
+	if !f.usage.reserve(u) {
+		return syscall.ENOSPC
+	}
+	defer f.usage.release(u)
 	if err := f.allocObject(ino, mode, off, length, size, grown); err != nil {
 		return err
 	}
-	return f.allocated(ino, mode&(punch|zero) != 0, off, off+length, size, grown)
+	if err := f.allocated(ino, mode&(punch|zero) != 0, off, off+length, size, grown); err != nil {
+		return err
+	}
+	f.measure(ino)
+	return nil
 }
 
 // allocObject is Fallocate for the data object. It needs the data lock.

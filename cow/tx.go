@@ -19,6 +19,8 @@ type tx struct {
 	// touched is the inode that a data or resize of this record gives the mtime and ctime of now.
 	touched Ino
 	frees   bool // the operation makes room on a disk that may be full
+	// reserved of the quota, until end.
+	reserved Usage
 }
 
 type staged struct {
@@ -44,11 +46,13 @@ func (f *FS) fill() *tx {
 	t := &f.tx
 	t.now = f.opts.Clock()
 	t.buf = append(t.buf[:0], make([]byte, frameHeader)...)
-	t.n, t.touched, t.frees = 0, 0, false
+	t.n, t.touched, t.frees, t.reserved = 0, 0, false, Usage{}
 	return t
 }
 
 func (t *tx) end() {
+	t.f.usage.release(t.reserved)
+	t.reserved = Usage{}
 	if cap(t.buf) > 64<<10 {
 		t.buf = nil
 	}

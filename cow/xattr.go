@@ -32,10 +32,13 @@ func (n *node) findXattr(name string) (int, bool) {
 func (n *node) setXattr(name string, value []byte) {
 	x := n.ext()
 	i, ok := n.findXattr(name)
+	x.cost += int64(len(value))
 	if ok {
+		x.cost -= int64(len(x.xattrs[i].value))
 		x.xattrs[i].value = value
 		return
 	}
+	x.cost += costXattr + int64(len(name))
 	x.xattrs = append(x.xattrs, xattr{})
 	copy(x.xattrs[i+1:], x.xattrs[i:])
 	x.xattrs[i] = xattr{name, value}
@@ -51,6 +54,7 @@ func (f *FS) removeXattr(n *node, name string) {
 		return
 	}
 	if i, ok := n.findXattr(name); ok {
+		n.x.cost -= costXattr + int64(len(name)+len(n.x.xattrs[i].value))
 		n.x.xattrs = append(n.x.xattrs[:i], n.x.xattrs[i+1:]...)
 	}
 }
@@ -185,6 +189,9 @@ func (f *FS) SetXattr(ino Ino, name string, value []byte, flags uint32) error {
 		t.setXattr(ino, name, value)
 	}
 	m.setTime(ctime, t.now)
+	if err := t.need(Usage{Bytes: costXattr + int64(len(name)+len(value))}); err != nil {
+		return err
+	}
 	return t.commit()
 }
 

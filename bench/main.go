@@ -115,14 +115,14 @@ func fileOperations(ctx context.Context, o options, report string) error {
 		}
 	}
 	r, err := fileops.Measure(ctx, f)
-	if r == nil || err != nil {
+	if r == nil {
 		return err
 	}
 	made := "make bench-fs"
 	if o.scale != 1 || o.rounds != 5 || o.rows != "" {
 		made = fmt.Sprintf("go run ./bench -rounds %d -scale %g -rows '%s' fs", o.rounds, o.scale, o.rows)
 	}
-	return errors.Join(publish(r.Markdown(machine(), made), report), r.Missed())
+	return errors.Join(err, publish(r.Markdown(machine(), made), report), r.Missed())
 }
 
 func known(names []string) error {

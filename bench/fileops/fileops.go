@@ -52,7 +52,7 @@ func Measure(ctx context.Context, o Options) (r *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{Options: o, dir: dir, in: in, report: newReport(o, in)}
+	b := &bench{Options: o, dir: dir, in: in, report: &Report{in: in}}
 	if b.systems, err = b.available(); err != nil {
 		return nil, err
 	}
@@ -64,6 +64,7 @@ func Measure(ctx context.Context, o Options) (r *Report, err error) {
 		if err := b.round(ctx, n); err != nil {
 			return b.report, err
 		}
+		b.report.rounds++
 	}
 	if o.Rows != nil {
 		return b.report, nil

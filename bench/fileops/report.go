@@ -12,14 +12,12 @@ import (
 // Report is what was measured.
 type Report struct {
 	in      *input
-	rounds  int
+	rounds  int      // that were finished
 	systems []string // in the order of the columns
 	notes   []string
 	rows    []result
 	image   []line
 }
-
-func newReport(o Options, in *input) *Report { return &Report{in: in, rounds: o.Rounds} }
 
 func (r *Report) note(text string) { r.notes = append(r.notes, text) }
 

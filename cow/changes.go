@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -160,7 +161,7 @@ func (w *changeWalk) findLinked() error {
 func (w *changeWalk) walk() error {
 	w.walked = make(map[Ino]bool)
 	w.path, w.above, w.told = w.path[:0], w.above[:0], 0
-	now, err := w.f.GetAttr(unionfs.Root)
+	now, err := w.f.bareAttr(unionfs.Root)
 	if err != nil {
 		return fmt.Errorf("look at the root: %w", err)
 	}
@@ -260,7 +261,7 @@ func (w *changeWalk) name(dir, oldDir Ino, name string) error {
 	case !isThere:
 		return w.tell(Change{Kind: Deleted})
 	}
-	now, err := w.f.GetAttr(ino)
+	now, err := w.f.bareAttr(ino)
 	if err != nil {
 		return w.trouble(fmt.Errorf("look at %s, inode %d: %w", w.path, ino, err))
 	}
@@ -271,6 +272,18 @@ func (w *changeWalk) name(dir, oldDir Ino, name string) error {
 		return w.added(&now)
 	}
 	return w.both(&now, old)
+}
+
+// bareAttr is GetAttr without a look at the data object, which only knows how many blocks a file with holes has.
+func (f *FS) bareAttr(ino Ino) (unionfs.Attr, error) {
+	if n := f.nodes[ino]; n != nil {
+		return n.attr(), nil
+	}
+	a, ok := f.tree.Attr(ino)
+	if !ok || f.dead.has(ino) {
+		return unionfs.Attr{}, syscall.ESTALE
+	}
+	return a, nil
 }
 
 func isDirMode(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFDIR }
@@ -338,7 +351,7 @@ func (w *changeWalk) tellAbove() error {
 		if a.path == 0 && w.o.Stat {
 			continue
 		}
-		now, err := w.f.GetAttr(a.ino)
+		now, err := w.f.bareAttr(a.ino)
 		if err != nil {
 			return err
 		}

@@ -45,7 +45,7 @@ func (s *Snapshot) WriteLayer(ctx context.Context, out io.Writer, placeholders m
 func (s *Snapshot) WriteTree(ctx context.Context, out io.Writer) ([]LeftOut, error) {
 	w := newTarWriter(ctx, s, out)
 	walk := changeWalk{f: s.FS, yield: w.change, walked: make(map[Ino]bool)}
-	root, err := s.GetAttr(unionfs.Root)
+	root, err := s.bareAttr(unionfs.Root)
 	if err == nil {
 		err = walk.into(&root, Added, true, 0)
 	}

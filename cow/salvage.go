@@ -109,7 +109,7 @@ func (w *changeWalk) stray(ino Ino) error {
 		return nil // found in another stray directory
 	}
 	w.path = fmt.Appendf(w.path[:0], "/%s/#%d", lostFound, ino)
-	now, err := w.f.GetAttr(ino)
+	now, err := w.f.bareAttr(ino)
 	if err != nil {
 		return w.trouble(fmt.Errorf("look at inode %d: %w", ino, err))
 	}

@@ -44,6 +44,7 @@ type calls struct {
 	// readers are files open for reading only: on the passthrough rung they may go on with what they opened.
 	readers bool
 	kinds   []kind // of calls to make
+	never   int    // flags of open
 }
 
 func (r *rig) newCalls(seed uint64, worker string) *calls {
@@ -182,6 +183,7 @@ func makeOpen(g *calls, c *call) {
 	if g.chance(4) {
 		c.Flags = unix.O_TMPFILE | unix.O_RDWR
 	}
+	c.Flags &^= g.never
 	if !g.readers && c.Flags&(unix.O_ACCMODE|unix.O_DIRECTORY) == unix.O_RDONLY {
 		c.Flags |= unix.O_RDWR
 	}

@@ -119,8 +119,10 @@ func (r *rig) rebooted() error {
 
 // syncer works on a mount and remembers what it has synced.
 type syncer interface {
-	work(dir string, synced func()) error // until the disk is dead
-	check(dir string) error               // what is there
+	// work goes on until the disk is dead. It asks synced after each sync whether that counts: one that was under way when the
+	// power went may say that all is well, for ext4 has that race where a machine would just have stopped.
+	work(dir string, synced func() bool) error
+	check(dir string) error // what is there
 }
 
 func (r *rig) powerRound(fs string, seed uint64) (syncs int, err error) {
@@ -162,15 +164,17 @@ func (r *rig) powerRound(fs string, seed uint64) (syncs int, err error) {
 // powerCut lets all work, cuts the power after so many syncs, and brings everything back.
 func (r *rig) powerCut(m *mount, d *disk, all []syncer, after int64) (syncs int, err error) {
 	var n atomic.Int64
+	var dark atomic.Bool
 	due, over := make(chan struct{}), make(chan struct{})
 	failed := make([]error, len(all))
 	var wg sync.WaitGroup
 	for i, s := range all {
 		wg.Go(func() {
-			failed[i] = s.work(m.dir, func() {
+			failed[i] = s.work(m.dir, func() bool {
 				if n.Add(1) == after {
 					close(due)
 				}
+				return !dark.Load()
 			})
 		})
 	}
@@ -180,6 +184,7 @@ func (r *rig) powerCut(m *mount, d *disk, all []syncer, after int64) (syncs int,
 	case <-over: // something is wrong with all of them
 	}
 	m.cut = true
+	dark.Store(true)
 	if err := d.cut(); err != nil {
 		return 0, err
 	}
@@ -209,7 +214,7 @@ func version(n int) []byte {
 	return append(p, text...)
 }
 
-func (p *replacer) work(dir string, synced func()) error {
+func (p *replacer) work(dir string, synced func() bool) error {
 	path := filepath.Join(dir, p.name)
 	for n := p.renamed + 1; ; n++ {
 		f, err := os.Create(path + ".new")
@@ -223,8 +228,9 @@ func (p *replacer) work(dir string, synced func()) error {
 		if err != nil {
 			return unlessDead(err)
 		}
-		synced()
-		p.durable = p.renamed // a sync is one of all names before
+		if synced() {
+			p.durable = p.renamed // a sync is one of all names before
+		}
 		p.renamed = n
 		if err := os.Rename(path+".new", path); err != nil {
 			return unlessDead(err)
@@ -268,7 +274,7 @@ type appender struct {
 	synced int    // bytes
 }
 
-func (p *appender) work(dir string, synced func()) error {
+func (p *appender) work(dir string, synced func() bool) error {
 	f, err := os.OpenFile(filepath.Join(dir, p.name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return unlessDead(err)
@@ -290,8 +296,9 @@ func (p *appender) work(dir string, synced func()) error {
 			if err := f.Sync(); err != nil {
 				return unlessDead(err)
 			}
-			p.synced = len(p.want)
-			synced()
+			if synced() {
+				p.synced = len(p.want)
+			}
 		}
 	}
 }

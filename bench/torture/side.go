@@ -208,7 +208,7 @@ func showStat(st *unix.Stat_t) string {
 	if t := st.Mode & unix.S_IFMT; t == unix.S_IFCHR || t == unix.S_IFBLK {
 		rdev = st.Rdev
 	}
-	if st.Mode == unix.S_IFCHR && rdev == 0 {
+	if st.Mode&unix.S_IFMT == unix.S_IFCHR && rdev == 0 {
 		st.Uid, st.Gid = 0, 0 // a whiteout belongs to root, on ext4 to who renames
 	}
 	return fmt.Sprintf("%o %d %d:%d %d %x", st.Mode, st.Nlink, st.Uid, st.Gid, size, rdev)

@@ -56,15 +56,16 @@ func (c *cgroup) enter(hierarchies []cgroupMountpoint) (leave func() error, err 
 	}
 	leave = func() error { return moves.back(len(moves)) }
 	for i, m := range moves {
-		if _, err := m.there.WriteString("0"); err != nil {
+		if err := moveSelf(m.there); err != nil {
 			return nil, errors.Join(err, moves.back(i))
 		}
 	}
 	return leave, nil
 }
 
-// move is the "tasks" of one hierarchy: of the container's cgroup and of the thread's own.
-type move struct{ there, home *os.File }
+// move is the "tasks" of one hierarchy, open for writing: of the container's cgroup and of the thread's own. (Of an os.File, the runtime's poller
+// would be told, twenty times in a start.)
+type move struct{ there, home int }
 
 type moves []move
 
@@ -73,12 +74,12 @@ func (ms moves) back(n int) error {
 	var errs []error
 	for i, m := range ms {
 		if i < n {
-			if _, err := m.home.WriteString("0"); err != nil {
+			if err := moveSelf(m.home); err != nil {
 				errs = append(errs, fmt.Errorf("leave the container's cgroup: %w", err))
 			}
 		}
-		m.there.Close()
-		m.home.Close()
+		unix.Close(m.there)
+		unix.Close(m.home)
 	}
 	return errors.Join(errs...)
 }
@@ -123,11 +124,24 @@ func (c *cgroup) moves(hierarchies []cgroupMountpoint) (ms moves, err error) {
 }
 
 func openMove(there, home string) (m move, err error) {
-	if m.home, err = os.OpenFile(home+"/tasks", os.O_WRONLY, 0); err != nil {
+	if m.home, err = openTasks(home); err != nil {
 		return m, err
 	}
-	if m.there, err = os.OpenFile(there+"/tasks", os.O_WRONLY, 0); err != nil {
-		m.home.Close()
+	if m.there, err = openTasks(there); err != nil {
+		unix.Close(m.home)
 	}
 	return m, err
+}
+
+func openTasks(dir string) (int, error) {
+	fd, err := unix.Open(dir+"/tasks", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: dir + "/tasks", Err: err}
+	}
+	return fd, nil
+}
+
+func moveSelf(tasks int) error {
+	_, err := unix.Write(tasks, []byte("0"))
+	return os.NewSyscallError("write", err)
 }

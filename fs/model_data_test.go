@@ -308,6 +308,22 @@ var dataCases = []modelCase{
 	}},
 }
 
+// The kernel's FUSE refuses what it does not know of fallocate(2), and asks nobody (fs/fuse/file.c fuse_file_fallocate).
+func TestFallocateModesThatFUSERefuses(t *testing.T) {
+	m := mountTest(t, newFakeFS(), Options{})
+	err := withFile(m.dir+"/f", unix.O_CREAT|unix.O_RDWR, func(fd int) error {
+		for _, mode := range []uint32{unix.FALLOC_FL_COLLAPSE_RANGE, unix.FALLOC_FL_INSERT_RANGE, unix.FALLOC_FL_UNSHARE_RANGE} {
+			if err := unix.Fallocate(fd, mode, 0, 4096); err != unix.EOPNOTSUPP {
+				t.Errorf("mode %x: %v", mode, err)
+			}
+		}
+		return nil
+	})
+	if n := m.server.Stats().Requests["FALLOCATE"]; err != nil || n != 0 {
+		t.Errorf("%v; %d requests: the kernel has learned it, and so must we", err, n)
+	}
+}
+
 // capability is a security.capability of version 2 that permits CAP_NET_RAW.
 var capability = []byte{1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 

@@ -6,12 +6,15 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync/atomic"
 )
 
 // flight is the fetch of one member. Who needs one of its chunks waits for done.
 type flight struct {
 	blobMember
-	done chan struct{}
+	cause  cause       // why it began
+	wanted atomic.Bool // a read waits for it
+	done   chan struct{}
 
 	// Set before done is closed, and not changed after.
 	err error               // the member was not fetched
@@ -28,6 +31,11 @@ func (x *Contents) readChunks(w *waiter, idx uint32, f *contentFile, p []byte, o
 	}
 	if len(flights) > 0 {
 		x.stats.waits.Add(1)
+		x.demand.enter()
+		defer x.demand.leave()
+		if x.recorder != nil {
+			x.recorder.miss()
+		}
 	}
 	done := 0
 	for done < len(p) {
@@ -141,31 +149,52 @@ func (x *Contents) start(layer int, need, extra []blobMember) (map[int64]*flight
 	}
 	var begin []*flight
 	for i, m := range slices.Concat(need, extra) {
-		fl := x.flights[memberKey{layer, m.off}]
-		if fl == nil {
-			fl = &flight{blobMember: m, done: make(chan struct{})}
-			x.flights[memberKey{layer, m.off}] = fl
+		why := causeDemand
+		if i >= len(need) {
+			why = causeWindow
+		}
+		fl, isNew := x.flight(layer, m, why)
+		if isNew {
 			begin = append(begin, fl)
 		}
 		if i < len(need) {
+			fl.wanted.Store(true)
 			wait[m.off] = fl
 		}
 	}
-	for _, run := range runs(begin) {
-		x.work.Go(func() { x.fetch(layer, run) })
+	for _, run := range runs(begin, maxRequest) {
+		x.work.Go(func() {
+			if err := x.slots.acquire(x.life, layer); err != nil {
+				x.endAll(layer, run, err)
+				return
+			}
+			defer x.slots.release(layer)
+			x.fetch(layer, run)
+		})
 	}
 	return wait, nil
 }
 
-// runs splits flights into those that one request can bring.
-func runs(all []*flight) [][]*flight {
+// flight returns the flight of a member, and makes it if it is not under way; mu is held.
+func (x *Contents) flight(layer int, m blobMember, why cause) (fl *flight, isNew bool) {
+	key := memberKey{layer, m.off}
+	if fl := x.flights[key]; fl != nil {
+		return fl, false
+	}
+	fl = &flight{blobMember: m, cause: why, done: make(chan struct{})}
+	x.flights[key] = fl
+	return fl, true
+}
+
+// runs splits flights into those that one request of up to limit bytes can bring.
+func runs(all []*flight, limit int64) [][]*flight {
 	slices.SortFunc(all, func(a, b *flight) int { return int(min(1, max(-1, a.off-b.off))) })
 	var out [][]*flight
 	for i, fl := range all {
 		if i > 0 {
 			run := out[len(out)-1]
 			before := run[len(run)-1]
-			if gap := fl.off - before.end(); gap >= 0 && gap <= maxGap && fl.end()-run[0].off <= maxRequest {
+			if gap := fl.off - before.end(); gap >= 0 && gap <= maxGap && fl.end()-run[0].off <= limit {
 				out[len(out)-1] = append(run, fl)
 				continue
 			}
@@ -176,13 +205,8 @@ func runs(all []*flight) [][]*flight {
 }
 
 // fetch brings a run of members and ends their flights, each as soon as it is here. The blob's range is locked meanwhile, so that of all
-// processes that want it one fetches it, and the others find it in the store.
+// processes that want it one fetches it, and the others find it in the store. The caller holds a slot.
 func (x *Contents) fetch(layer int, run []*flight) {
-	if err := x.slots.acquire(x.life, layer); err != nil {
-		x.endAll(layer, run, err)
-		return
-	}
-	defer x.slots.release(layer)
 	l := &x.layers[layer]
 	held, err := l.lock.acquire(x.life, run[0].off, run[len(run)-1].end()-run[0].off)
 	switch {
@@ -203,7 +227,7 @@ func (x *Contents) fetch(layer int, run []*flight) {
 		}
 		x.endFlight(layer, fl, errAgain)
 	}
-	for _, part := range runs(left) {
+	for _, part := range runs(left, maxRequest) {
 		x.request(layer, part, held)
 	}
 }
@@ -238,7 +262,7 @@ func (x *Contents) receiveAll(layer int, part []*flight, held *heldRange) ([]*fl
 		return part, fmt.Errorf("fetch %d bytes at %d: %w", end-off, off, err)
 	}
 	defer body.Close()
-	in := &bodyReader{r: body, count: &x.stats.fetchedBytes}
+	in := &bodyReader{r: x.polite(part, body), count: &x.stats.fetchedBytes}
 	at := off
 	for i, fl := range part {
 		whole, err := x.receive(layer, fl, in, fl.off-at)
@@ -246,6 +270,7 @@ func (x *Contents) receiveAll(layer int, part []*flight, held *heldRange) ([]*fl
 		case err == nil && len(fl.bad) > 0 && x.distrust(layer):
 			err = errMirrorLies
 		case err == nil:
+			x.stats.byCause[fl.cause].Add(fl.size)
 			x.tellDamaged(layer, fl)
 			x.endFlight(layer, fl, nil)
 		}

@@ -34,7 +34,7 @@ func TestSilentLayerHoldsUpItsOwnReadsOnly(t *testing.T) {
 		if got := x.readAll(t, "other"); got != "other" {
 			t.Errorf("got %q", got)
 		}
-		if n := most.Load(); n != 8 {
+		if n := most.Load(); n != 6 {
 			t.Errorf("%d requests for the silent layer", n)
 		}
 		close(release)

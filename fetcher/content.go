@@ -23,7 +23,7 @@ type ContentsOptions struct {
 	FailAfter time.Duration
 	Backoff   time.Duration // before the source is asked again, then doubled, with jitter; 0 is 500 ms
 
-	Requests int // at the same time; 0 is 12, of which one layer has two thirds at most
+	Requests int // at the same time; 0 is 16: five eighths for reads, of which one layer has two thirds at most, the rest ahead of reads
 	// Dirs are the directories of the tree's FormatDir layers, by the places of the layers: Close closes them. Where there is none, the
 	// layer's path is opened.
 	Dirs      []*os.File
@@ -33,6 +33,13 @@ type ContentsOptions struct {
 	// Neighbours is up to how many compressed bytes of other files, next to a chunk in the blob, come with it, if those that came are read; 0 is 4 MiB,
 	// negative none.
 	Neighbours int64
+
+	// Profile lets the profile of Command be replayed and learned; see Profile.
+	Profile bool
+	Command []string
+	// Fill lets the rest of the image be fetched when the start is over, at up to FillRate bytes a second; 0: as fast as the network is.
+	Fill     bool
+	FillRate int64
 }
 
 func (o ContentsOptions) withDefaults(s *Store) ContentsOptions {
@@ -40,7 +47,7 @@ func (o ContentsOptions) withDefaults(s *Store) ContentsOptions {
 		o.Log = s.log
 	}
 	if o.Requests <= 0 {
-		o.Requests = 12
+		o.Requests = 16
 	}
 	if o.Backoff <= 0 {
 		o.Backoff = 500 * time.Millisecond
@@ -74,10 +81,14 @@ type Contents struct {
 	files  fileCache
 	order  readOrder
 	spill  spillCache
-	slots  *requestSlots
+	slots  *requestSlots // of what is read
+	demand demand
 	back   signal // a layer could be read again
 	stats  contentCounters
 	opened bitset // contents that were read
+
+	aheadSlots *requestSlots // of what may be read later
+	recorder   *recorder     // nil without ContentsOptions.Profile
 
 	cameAlong bitset // contents that were brought before they were asked for; see window
 
@@ -111,13 +122,25 @@ type contentLayer struct {
 // Contents returns the reader of the files of t, which is a tree of img or, with a nil img, of host directories.
 func (s *Store) Contents(c *Client, img *Image, t *unionfs.Tree, o ContentsOptions) (*Contents, error) {
 	var sources []layerSource
+	var err error
 	if img != nil {
-		var err error
 		if sources, err = layerSources(img, func(i int) Blob { return c.Blob(img, i) }); err != nil {
 			return nil, err
 		}
 	}
-	return s.newContents(sources, t, o)
+	x, err := s.newContents(sources, t, o)
+	if err != nil || img == nil {
+		return x, err
+	}
+	if o.Profile && !s.settled(img.Manifest, o.Command) {
+		x.recorder = newRecorder(x, img.Manifest, o.Command)
+		x.work.Go(x.recorder.run)
+		x.work.Go(func() { x.replay(s.treePath(sources), img.Manifest, o.Command) })
+	}
+	if o.Fill {
+		x.work.Go(x.fill)
+	}
+	return x, nil
 }
 
 // DirContents returns the reader of the files of t, all of whose layers are host directories. It needs no store.
@@ -129,8 +152,9 @@ func (s *Store) newContents(sources []layerSource, t *unionfs.Tree, o ContentsOp
 	o = o.withDefaults(s)
 	x := &Contents{
 		store: s, tree: t, opts: o, log: o.Log,
-		slots:  newRequestSlots(o.Requests),
-		opened: newBitset(int(t.Totals().Contents)),
+		slots:      newRequestSlots(max(1, o.Requests*5/8)),
+		aheadSlots: newRequestSlots(max(1, o.Requests*3/8)),
+		opened:     newBitset(int(t.Totals().Contents)),
 
 		cameAlong: newBitset(int(t.Totals().Contents)),
 		flights:   map[memberKey]*flight{},
@@ -205,8 +229,12 @@ func (x *Contents) ReadAt(ctx context.Context, ino unionfs.Ino, p []byte, off in
 	if off >= c.Size || len(p) == 0 {
 		return 0, nil
 	}
-	if x.opened.set(idx) {
+	isFirst := x.opened.set(idx)
+	if isFirst {
 		x.firstRead(idx)
+	}
+	if x.recorder != nil {
+		x.recorder.read(idx, off, min(int64(len(p)), c.Size-off), isFirst)
 	}
 	if off == 0 {
 		x.readAhead(idx)
@@ -291,8 +319,12 @@ func (x *Contents) Local(ino unionfs.Ino) (*os.File, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open content of inode %d: %w", ino, asEIO(err))
 	}
-	if x.opened.set(idx) {
+	isFirst := x.opened.set(idx)
+	if isFirst {
 		x.firstRead(idx)
+	}
+	if x.recorder != nil && c.Size > 0 {
+		x.recorder.read(idx, 0, c.Size, isFirst)
 	}
 	return f, nil
 }

@@ -15,10 +15,26 @@ type ContentStats struct {
 	BytesRead      int64 // given to readers
 	Waits          int64 // reads that waited for a fetch
 	LayersStreamed int64 // because ranges were ignored, or content was missing
+
+	// FetchedBytes by why they were fetched, without what was fetched in vain between two pieces. A read may have waited for any of them.
+	DemandBytes, WindowBytes, ProfileBytes, FillBytes int64
 }
+
+// cause is why something is fetched.
+type cause int
+
+const (
+	causeDemand  cause = iota // it is read
+	causeWindow               // it comes along with what is read
+	causeProfile              // starts read it
+	causeFill                 // to have it all
+	causes
+)
 
 type contentCounters struct {
 	fetchedBytes, requests, chunksVerified, chunksDamaged, bytesRead, waits, layersStreamed atomic.Int64
+
+	byCause [causes]atomic.Int64
 }
 
 // Stats returns the counts so far.
@@ -36,5 +52,9 @@ func (x *Contents) Stats() ContentStats {
 		BytesRead:      x.stats.bytesRead.Load(),
 		Waits:          x.stats.waits.Load(),
 		LayersStreamed: x.stats.layersStreamed.Load(),
+		DemandBytes:    x.stats.byCause[causeDemand].Load(),
+		WindowBytes:    x.stats.byCause[causeWindow].Load(),
+		ProfileBytes:   x.stats.byCause[causeProfile].Load(),
+		FillBytes:      x.stats.byCause[causeFill].Load(),
 	}
 }

@@ -62,6 +62,7 @@ func (l *layerSource) describe(f unionfs.Format) (unionfs.Layer, error) {
 type loaded struct {
 	layer   unionfs.Layer
 	entries []*unionfs.Entry
+	first   int64 // up to where the blob wants to be fetched first; 0: nowhere
 }
 
 // loadLayer reads a layer: its TOC if it has one and ranges can be had, else all of it, into the store. Who streams a layer holds a place in
@@ -74,14 +75,14 @@ func (s *Store) loadLayer(ctx context.Context, src *layerSource, plain chan stru
 	}
 	out := &loaded{layer: l}
 	if format != unionfs.FormatPlain {
-		out.entries, err = s.loadTOC(ctx, src, format, p)
+		out.entries, out.first, err = s.loadTOC(ctx, src, format, p)
 	}
 	if format == unionfs.FormatPlain || errors.Is(err, ErrRangeIgnored) || errors.Is(err, errStreamInstead) {
 		if err != nil {
 			s.log.Info("streaming a layer instead of fetching it by range", "layer", l.Digest.String(), "why", err.Error())
 		}
 		out.layer.Format = unionfs.FormatPlain
-		out.entries = nil
+		out.entries, out.first = nil, 0
 		select {
 		case plain <- struct{}{}:
 		case <-ctx.Done():
@@ -101,7 +102,7 @@ func (s *Store) loadLayer(ctx context.Context, src *layerSource, plain chan stru
 	return out, nil
 }
 
-func (s *Store) loadTOC(ctx context.Context, src *layerSource, f unionfs.Format, p Progress) (_ []*unionfs.Entry, err error) {
+func (s *Store) loadTOC(ctx context.Context, src *layerSource, f unionfs.Format, p Progress) (_ []*unionfs.Entry, first int64, err error) {
 	p.LayerStarted(src.index, src.desc, 0)
 	defer func() { p.LayerDone(src.index, err) }()
 	return fetchTOC(ctx, src.blob, &src.desc, f, func(n int64) { p.LayerBytes(src.index, n) })

@@ -75,24 +75,24 @@ func lazyFormat(d *ocispec.Descriptor) unionfs.Format {
 	return unionfs.FormatPlain
 }
 
-// fetchTOC reads and verifies the TOC of a layer, and returns its entries in order. chunks of files are checked against
+// fetchTOC reads and verifies the TOC of a layer, and returns its entries in order, and up to where the blob wants to be fetched first. chunks of files are checked against
 // the size of the blob and against each other.
-func fetchTOC(ctx context.Context, b Blob, d *ocispec.Descriptor, f unionfs.Format, got func(int64)) ([]*unionfs.Entry, error) {
+func fetchTOC(ctx context.Context, b Blob, d *ocispec.Descriptor, f unionfs.Format, got func(int64)) (entries []*unionfs.Entry, first int64, err error) {
 	blob := tail{ctx: ctx, blob: b, size: d.Size, got: got}
 	place, err := findTOC(&blob, d, f)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	raw, err := blob.read(place.off, place.size)
 	if err != nil {
-		return nil, fmt.Errorf("read table of contents: %w", err)
+		return nil, 0, fmt.Errorf("read table of contents: %w", err)
 	}
 	if err := verifyTOC(raw, place, f); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	r, closeTOC, err := openTOC(raw, place, f)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer closeTOC()
 	return parseTOC(r, place.off)

@@ -56,7 +56,7 @@ func FuzzTOC(f *testing.F) {
 		if end < 0 {
 			return
 		}
-		entries, err := parseTOC(bytes.NewReader(b), end)
+		entries, _, err := parseTOC(bytes.NewReader(b), end)
 		if e := (*TOCError)(nil); err != nil && !errors.As(err, &e) && !errors.Is(err, errStreamInstead) {
 			t.Errorf("an error of another kind: %v", err)
 		}
@@ -126,7 +126,7 @@ func FuzzLazyBlob(f *testing.F) {
 			if err != nil {
 				t.Fatalf("a verified TOC cannot be opened: %v", err)
 			}
-			entries, err := parseTOC(r, p.off)
+			entries, _, err := parseTOC(r, p.off)
 			done()
 			if err == nil {
 				err = checkTOCEntries(entries, p.off)

@@ -45,23 +45,24 @@ type tocParser struct {
 	end     int64 // of the part of the blob that files may be in
 	limit   int   // of entries
 	entries []*unionfs.Entry
+	first   int64          // where the landmark of the files that are to be fetched first is; 0 without
 	file    *unionfs.Entry // the regular file that chunks are added to; nil when the entry before is none
 	covered int64          // bytes of file that its chunks cover
 }
 
-// parseTOC reads the JSON of a TOC. end is where the TOC begins in the blob.
-func parseTOC(r io.Reader, end int64) ([]*unionfs.Entry, error) {
+// parseTOC reads the JSON of a TOC. end is where the TOC begins in the blob. first is up to where the blob wants to be fetched first.
+func parseTOC(r io.Reader, end int64) (entries []*unionfs.Entry, first int64, err error) {
 	p := &tocParser{end: end, limit: maxEntries}
 	if err := p.decode(json.NewDecoder(bufio.NewReaderSize(r, 64<<10))); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := p.endFile(); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := placeChunks(p.entries, end); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return p.entries, nil
+	return p.entries, p.first, nil
 }
 
 // decode reads {"version": 1, "entries": [...]}; it holds one entry at a time.
@@ -168,6 +169,9 @@ func (p *tocParser) add(e *jsonEntry) error {
 		return err
 	}
 	if isLandmark(e.Name) {
+		if path.Base(e.Name) == prefetchLandmark && e.Offset > 0 && e.Offset <= p.end {
+			p.first = e.Offset
+		}
 		return nil
 	}
 	out, err := p.entry(e)
@@ -185,10 +189,13 @@ func (p *tocParser) add(e *jsonEntry) error {
 	return p.appendChunk(e)
 }
 
+// prefetchLandmark is behind the files that a layer wants to be fetched first.
+const prefetchLandmark = ".prefetch.landmark"
+
 // isLandmark reports whether an entry belongs to the format and not to the image.
 func isLandmark(name string) bool {
 	switch strings.TrimPrefix(path.Clean("/"+name), "/") {
-	case stargzTOCName, ".prefetch.landmark", ".no.prefetch.landmark":
+	case stargzTOCName, prefetchLandmark, ".no.prefetch.landmark":
 		return true
 	}
 	return false

@@ -35,7 +35,8 @@ func regJSON(name string, off int64, more string) string {
 }
 
 func parseJSON(s string) ([]*unionfs.Entry, error) {
-	return parseTOC(strings.NewReader(s), 1000)
+	entries, _, err := parseTOC(strings.NewReader(s), 1000)
+	return entries, err
 }
 
 func TestLyingTOCs(t *testing.T) {
@@ -151,7 +152,7 @@ func TestTOCRecordsEveryType(t *testing.T) {
 
 func TestZerosOfZstdChunked(t *testing.T) {
 	d := mustDigest("file")
-	entries, err := parseTOC(strings.NewReader(tocJSON(
+	entries, _, err := parseTOC(strings.NewReader(tocJSON(
 		fmt.Sprintf(`{"name":"a","type":"reg","size":%d,"digest":%q,"offset":10,"endOffset":20,"chunkSize":5,"chunkDigest":%q}`, 10+3*int64(maxZeros)/2, d, d),
 		fmt.Sprintf(`{"name":"a","type":"chunk","chunkOffset":5,"chunkSize":%d,"chunkType":"zeros"}`, 3*int64(maxZeros)/2),
 		fmt.Sprintf(`{"name":"a","type":"chunk","chunkOffset":%d,"offset":30,"endOffset":40,"chunkDigest":%q}`, 5+3*int64(maxZeros)/2, d),
@@ -215,7 +216,8 @@ func footer(off int, legacy bool) []byte {
 func fetchFrom(t testing.TB, blob []byte, f unionfs.Format, annotations map[string]string) ([]*unionfs.Entry, error) {
 	t.Helper()
 	d := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob)), Annotations: annotations}
-	return fetchTOC(t.Context(), &memBlob{data: blob}, &d, f, func(int64) {})
+	entries, _, err := fetchTOC(t.Context(), &memBlob{data: blob}, &d, f, func(int64) {})
+	return entries, err
 }
 
 func TestFooters(t *testing.T) {
@@ -373,7 +375,7 @@ func TestHardLinkCycleIsRefused(t *testing.T) {
 func TestTailNeedsOneRequest(t *testing.T) {
 	l := fetchtest.NewLayer(t, fetchtest.EStargz(), fetchtest.Reg("a", noise(1, 100_000)), fetchtest.Reg("b", noise(2, 100_000)))
 	b := &memBlob{data: l.Blob}
-	if _, err := fetchTOC(t.Context(), b, &l.Descriptor, unionfs.FormatEStargz, func(int64) {}); err != nil {
+	if _, _, err := fetchTOC(t.Context(), b, &l.Descriptor, unionfs.FormatEStargz, func(int64) {}); err != nil {
 		t.Fatal(err)
 	}
 	if len(b.ranges) != 1 {

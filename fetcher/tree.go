@@ -30,6 +30,15 @@ func (s *Store) Tree(ctx context.Context, c *Client, img *Image, p Progress) (*u
 	return s.tree(ctx, layers, progressOrSilent(p))
 }
 
+// StoredTree opens the image tree of img; fs.ErrNotExist when the store has none.
+func (s *Store) StoredTree(img *Image) (*unionfs.Tree, error) {
+	layers, err := layerSources(img, func(int) Blob { return nil })
+	if err != nil {
+		return nil, err
+	}
+	return s.openTree(s.treePath(layers))
+}
+
 func (s *Store) tree(ctx context.Context, layers []layerSource, p Progress) (*unionfs.Tree, error) {
 	path := s.treePath(layers)
 	t, err := s.openTree(path)
@@ -76,12 +85,16 @@ func (s *Store) treePath(layers []layerSource) string {
 
 func (s *Store) buildTree(ctx context.Context, layers []layerSource, path string, p Progress) error {
 	b := unionfs.NewBuilder()
-	if err := s.merge(ctx, b, layers, p); err != nil {
+	first, err := s.merge(ctx, b, layers, p)
+	if err != nil {
 		return err
 	}
 	// A tree whose plain layers are not in the store would be found wanting later: their files are made durable first.
 	if err := s.flush(); err != nil {
 		return err
+	}
+	if err := s.writeFirst(path, first); err != nil {
+		return fmt.Errorf("write image tree: %w", err)
 	}
 	if err := b.WriteFile(path); err != nil {
 		return fmt.Errorf("write image tree: %w", err)
@@ -90,8 +103,9 @@ func (s *Store) buildTree(ctx context.Context, layers []layerSource, path string
 }
 
 // merge loads the layers at the same time and adds them to b in order. The entries of a layer are kept until it is
-// their turn.
-func (s *Store) merge(ctx context.Context, b *unionfs.Builder, layers []layerSource, p Progress) error {
+// their turn. It returns up to where each blob wants to be fetched first.
+func (s *Store) merge(ctx context.Context, b *unionfs.Builder, layers []layerSource, p Progress) (first []int64, err error) {
+	first = make([]int64, len(layers))
 	group, ctx := errgroup.WithContext(ctx)
 	ready := make([]chan *loaded, len(layers))
 	for i := range ready {
@@ -116,6 +130,7 @@ func (s *Store) merge(ctx context.Context, b *unionfs.Builder, layers []layerSou
 		for i := range ready {
 			select {
 			case l := <-ready[i]:
+				first[i] = l.first
 				if err := addLayer(b, l); err != nil {
 					return &LayerError{Layer: i, Digest: l.layer.Digest, Err: err}
 				}
@@ -125,7 +140,7 @@ func (s *Store) merge(ctx context.Context, b *unionfs.Builder, layers []layerSou
 		}
 		return nil
 	})
-	return group.Wait()
+	return first, group.Wait()
 }
 
 func addLayer(b *unionfs.Builder, l *loaded) error {

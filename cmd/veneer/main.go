@@ -42,6 +42,7 @@ var commands = []func(*app) *cobra.Command{
 	newCheckCmd,
 	newPullCmd,
 	newImagesCmd,
+	newProfileCmd,
 	newVersionCmd,
 	newDemoCmd,
 }

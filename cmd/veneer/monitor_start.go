@@ -131,7 +131,7 @@ func (m *monitor) mount() (device string, err error) {
 func (m *monitor) serverJob() serverJob {
 	return serverJob{
 		Places: m.places, Container: m.id, Remove: m.c.Remove,
-		Image: m.c.Image, Manifest: m.c.Manifest, remote: m.c.remote, State: m.file(m.id, "delta"),
+		Command: m.c.Args, Image: m.c.Image, Manifest: m.c.Manifest, remote: m.c.remote, State: m.file(m.id, "delta"),
 		IO: m.c.IO, Latency: m.c.Latency, Stats: m.c.Stats, Before: m.job.Before,
 	}
 }

@@ -14,6 +14,7 @@ import (
 type pullFlags struct {
 	remote   remote
 	quiet    bool
+	lazy     bool
 	platform string
 }
 
@@ -30,6 +31,7 @@ IMAGE is a registry reference as Docker writes it, oci:DIR[:TAG] or oci-archive:
 		RunE: func(c *cobra.Command, args []string) error { return a.pull(c.Context(), f, args[0]) },
 	}
 	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print the image's name only")
+	c.Flags().BoolVar(&f.lazy, "lazy", false, "fetch only what says which files there are, so that a start fetches what it reads")
 	f.remote.add(c.Flags())
 	c.Flags().StringVar(&f.platform, "platform", "", "`OS/ARCH[/VARIANT]` to pick from an image for several; this machine's without it")
 	return c
@@ -83,10 +85,18 @@ func (a *app) pull(ctx context.Context, f *pullFlags, image string) (err error) 
 }
 
 func (a *app) pullLayers(ctx context.Context, f *pullFlags, store *fetcher.Store, client *fetcher.Client, img *fetcher.Image) error {
-	if f.quiet {
-		return store.Pull(ctx, client, img, nil)
+	var shown fetcher.Progress
+	if !f.quiet {
+		p := newProgress(a.stderr)
+		defer p.close()
+		shown = p
 	}
-	p := newProgress(a.stderr)
-	defer p.close()
-	return store.Pull(ctx, client, img, p)
+	if !f.lazy {
+		return store.Pull(ctx, client, img, shown)
+	}
+	tree, err := store.Tree(ctx, client, img, shown)
+	if err != nil {
+		return err
+	}
+	return tree.Close()
 }

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,6 +22,8 @@ type remote struct {
 	Connections int           `json:"connections,omitempty"` // to one host; 0 is the fetcher's default
 	CertsDir    string        `json:"certsDir,omitempty"`    // "": the fetcher's default
 	FailAfter   time.Duration `json:"failAfter,omitempty"`   // 0: reads wait
+	NoFill      bool          `json:"noFill,omitempty"`
+	FillRate    int64         `json:"fillRate,omitempty"` // bytes a second; 0: no limit
 }
 
 // add adds the flags of every command that may ask a registry.
@@ -29,8 +33,10 @@ func (r *remote) add(fl *pflag.FlagSet) {
 	fl.Var((*connections)(&r.Connections), "connections", "how many connections to one host all of veneer may have at a time (16)")
 }
 
-// addPolicy adds the flag of commands whose reads go on later.
+// addPolicy adds the flags of commands whose reads go on later.
 func (r *remote) addPolicy(fl *pflag.FlagSet) {
+	fl.BoolVar(&r.NoFill, "no-fill", false, "fetch only what is read, and what starts read, not the rest of the image when that is done")
+	fl.Var((*byteCount)(&r.FillRate), "fill-rate", "how many `BYTES` a second of the rest of the image are fetched, 500k or 2M for example")
 	fl.Var((*failAfter)(&r.FailAfter), "remote", "what a read does that its registry does not answer: wait, or fail[=`DURATION`]")
 }
 
@@ -47,7 +53,15 @@ func (r *remote) client(store *fetcher.Store, log *slog.Logger) *fetcher.Client 
 
 // contents returns how image content is read.
 func (r *remote) contents(log *slog.Logger) fetcher.ContentsOptions {
-	return fetcher.ContentsOptions{Log: log, FailAfter: r.FailAfter}
+	return fetcher.ContentsOptions{Log: log, FailAfter: r.FailAfter, Requests: r.Connections}
+}
+
+// served returns how image content is read by a server: what a command's starts read is remembered, and the rest comes when they are over.
+func (r *remote) served(log *slog.Logger, command []string) fetcher.ContentsOptions {
+	o := r.contents(log)
+	o.Profile, o.Command = len(command) > 0, command
+	o.Fill, o.FillRate = !r.NoFill, r.FillRate
+	return o
 }
 
 // defaultFailAfter is what fail means without a duration.
@@ -123,4 +137,32 @@ func (d *directory) Set(s string) error {
 	s, err = filepath.Abs(s)
 	*d = directory(s)
 	return err
+}
+
+// byteCount is the value of a flag that counts bytes: a number, with k, M or G for 1000, its square and its cube.
+type byteCount int64
+
+func (b *byteCount) String() string {
+	if *b == 0 {
+		return ""
+	}
+	return fmt.Sprint(int64(*b))
+}
+
+func (b *byteCount) Type() string { return "BYTES" }
+
+func (b *byteCount) Set(s string) error {
+	factor := int64(1)
+	number := s
+	for i, unit := range []string{"k", "M", "G", "T"} {
+		if n, ok := strings.CutSuffix(s, unit); ok {
+			number, factor = n, int64(math.Pow10(3*(i+1)))
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n <= 0 || n > math.MaxInt64/factor {
+		return errors.New("want a number of bytes above zero, with k, M, G or T behind it if you like")
+	}
+	*b = byteCount(n * factor)
+	return nil
 }

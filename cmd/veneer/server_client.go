@@ -38,10 +38,11 @@ type (
 		State    string   `json:"state,omitempty"` // directory of the writable layer; "" serves read-only
 
 		remote
-		IO      string `json:"io"`
-		Latency string `json:"latency,omitempty"`
-		Stats   string `json:"stats,omitempty"`
-		Before  before `json:"before"`
+		Command []string `json:"command,omitempty"` // of the container
+		IO      string   `json:"io"`
+		Latency string   `json:"latency,omitempty"`
+		Stats   string   `json:"stats,omitempty"`
+		Before  before   `json:"before"`
 	}
 	// before is what went before the server, for its statistics.
 	before struct {

@@ -15,13 +15,14 @@ import (
 
 // stats is what --stats writes. Times are in seconds from the start of the command; those that did not happen are null.
 type stats struct {
-	ImageBytes      int64 `json:"image_bytes"`      // of all files of the merged tree
-	CompressedBytes int64 `json:"compressed_bytes"` // of the layers as they are in the registry
-	FetchedBytes    int64 `json:"fetched_bytes"`    // of layers, by this mount
-	Requests        int64 `json:"requests"`         // for layers, by this mount
-	ChunksVerified  int64 `json:"chunks_verified"`
-	Files           int64 `json:"files"`
-	FilesOpened     int64 `json:"files_opened"` // different files of which something was read
+	ImageBytes      int64        `json:"image_bytes"`      // of all files of the merged tree
+	CompressedBytes int64        `json:"compressed_bytes"` // of the layers as they are in the registry
+	FetchedBytes    int64        `json:"fetched_bytes"`    // of layers, by this mount
+	Requests        int64        `json:"requests"`         // for layers, by this mount
+	BytesByCause    bytesByCause `json:"bytes_by_cause"`
+	ChunksVerified  int64        `json:"chunks_verified"`
+	Files           int64        `json:"files"`
+	FilesOpened     int64        `json:"files_opened"` // different files of which something was read
 
 	SecondsToResolve   float64  `json:"seconds_to_resolve"`
 	SecondsToMount     float64  `json:"seconds_to_mount"`
@@ -30,6 +31,14 @@ type stats struct {
 	Opens        map[string]uint64 `json:"opens"`         // by I/O mode
 	FuseRequests map[string]uint64 `json:"fuse_requests"` // by opcode
 	JournalBytes int64             `json:"journal_bytes"`
+}
+
+// bytesByCause tells why bytes of chunks were fetched.
+type bytesByCause struct {
+	Demand  int64 `json:"demand"`  // they were read
+	Window  int64 `json:"window"`  // beside what was read
+	Profile int64 `json:"profile"` // starts read them
+	Fill    int64 `json:"fill"`    // to have all
 }
 
 // resolved notes what it took until an image's tree was here.
@@ -94,7 +103,9 @@ func (s *server) stats() stats {
 		seconds := time.Duration(d).Seconds()
 		out.SecondsToFirstRead = &seconds
 	}
-	out.ChunksVerified = int64(s.tree.contents.Stats().ChunksVerified)
+	c := s.tree.contents.Stats()
+	out.ChunksVerified = c.ChunksVerified
+	out.BytesByCause = bytesByCause{c.DemandBytes, c.WindowBytes, c.ProfileBytes, c.FillBytes}
 	if s.tree.image != nil {
 		out.CompressedBytes = s.tree.image.CompressedSize()
 		traffic := s.tree.client.Traffic()

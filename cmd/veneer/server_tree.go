@@ -79,11 +79,19 @@ func (t *servedTree) openLower(job serverJob, log *slog.Logger) error {
 		return err
 	}
 	t.closers = append(t.closers, t.tree.Close)
-	if t.contents, err = store.Contents(t.client, t.image, t.tree, job.contents(log)); err != nil {
+	if t.contents, err = store.Contents(t.client, t.image, t.tree, job.contentsOptions(log)); err != nil {
 		return err
 	}
 	t.closers = append(t.closers, t.contents.Close)
 	return nil
+}
+
+// contentsOptions returns how the image is read, by a server or by a command that looks at what was written.
+func (j *serverJob) contentsOptions(log *slog.Logger) fetcher.ContentsOptions {
+	if j.Container == "" && j.Dir == "" {
+		return j.contents(log)
+	}
+	return j.served(log, j.Command)
 }
 
 // close writes what has to be kept, unless drop says that nothing has.

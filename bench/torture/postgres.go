@@ -130,9 +130,9 @@ func (p *postgres) initdb(dir string) error {
 
 // start returns when it has recovered and takes clients.
 func (p *postgres) start() error {
-	p.postmaster = p.command("postgres", "-D", p.data, "-c", "listen_addresses=", "-c", "unix_socket_directories="+p.sockets,
+	c := p.command("postgres", "-D", p.data, "-c", "listen_addresses=", "-c", "unix_socket_directories="+p.sockets,
 		"-c", "dynamic_shared_memory_type=mmap", "-c", "shared_buffers=16MB", "-c", "max_connections=20")
-	out, err := p.postmaster.StderrPipe()
+	out, err := c.StderrPipe()
 	if err != nil {
 		return err
 	}
@@ -140,20 +140,20 @@ func (p *postgres) start() error {
 	if err != nil {
 		return err
 	}
-	if err := p.postmaster.Start(); err != nil {
+	if err := c.Start(); err != nil {
 		return errors.Join(err, log.Close())
 	}
 	said := bufio.NewReader(io.TeeReader(out, log))
 	for {
 		line, err := said.ReadString('\n')
 		if err != nil {
-			return fmt.Errorf("PostgreSQL does not start: %w (see %s)", err, p.log)
+			return errors.Join(fmt.Errorf("PostgreSQL does not start: %w (see %s)", err, p.log), c.Wait(), log.Close())
 		}
 		if strings.Contains(line, "ready to accept connections") {
 			break
 		}
 	}
-	p.quiet = make(chan struct{})
+	p.postmaster, p.quiet = c, make(chan struct{})
 	go func() {
 		defer close(p.quiet)
 		defer log.Close()

@@ -199,7 +199,8 @@ func makeRename(g *calls, c *call) {
 func makeMknod(g *calls, c *call) {
 	c.P = g.path()
 	c.Mode = g.mode()&0o777 | pickOf(g.r, uint32(unix.S_IFIFO), unix.S_IFSOCK, unix.S_IFREG, unix.S_IFCHR, unix.S_IFBLK, 0)
-	c.Off = int64(unix.Mkdev(uint32(g.r.IntN(300)), uint32(g.r.IntN(70_000))))
+	// Devices that no machine has: the kernel registers major numbers below 512 only (CHRDEV_MAJOR_MAX, BLKDEV_MAJOR_MAX).
+	c.Off = int64(unix.Mkdev(uint32(600+g.r.IntN(3000)), uint32(g.r.IntN(70_000))))
 }
 
 func makeFallocate(g *calls, c *call) {

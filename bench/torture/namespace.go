@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -22,16 +23,22 @@ func goApart() (status int, ok bool) {
 	c := exec.Command("/proc/self/exe", os.Args[1:]...)
 	c.Env = append(os.Environ(), apart+"=1")
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
-	signal.Ignore(unix.SIGINT) // the terminal sends it to both, and the other one cleans up
-	err := c.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return exit.ExitCode(), true
+	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, unix.SIGINT, unix.SIGTERM)
+	err := c.Start()
+	if err == nil {
+		go func() {
+			for s := range asked {
+				c.Process.Signal(s) // it cleans up
+			}
+		}()
+		err = c.Wait()
 	}
-	if err != nil {
-		os.Stderr.WriteString("torture: " + err.Error() + "\n")
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		fmt.Fprintln(os.Stderr, "torture:", err)
 		return 1, true
 	}
-	return 0, true
+	return c.ProcessState.ExitCode(), true
 }

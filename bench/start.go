@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -60,6 +62,8 @@ func start(ctx context.Context, l *lab) (s section, err error) {
 			}
 		}
 	}
+	s.about += fmt.Sprintf(" The machine's load average was %s when they were done: this comparison is one of CPU time when it is busy, for the processes wait "+
+		"for each other in a queue.", loadAverage())
 	runc := median(rivals[1].times)
 	for _, r := range rivals {
 		s.rows = append(s.rows, []string{r.name, ms(median(r.times)), ms(slices.Min(r.times)), fmt.Sprintf("%.2f", float64(median(r.times))/float64(runc))})
@@ -69,6 +73,16 @@ func start(ctx context.Context, l *lab) (s section, err error) {
 	}
 	s.verdict = verdict("`veneer run` is no slower than `runc run`", err)
 	return s, err
+}
+
+// loadAverage is how many wanted a CPU during the last minute.
+func loadAverage() string {
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	one, _, _ := strings.Cut(string(load), " ")
+	return one
 }
 
 // timed runs before, run and after, and returns how long run took. before and after may be nil.

@@ -61,6 +61,7 @@ func TestRequestsOfAnOperation(t *testing.T) {
 		{"read again", func() error { return withFile(d+"/f", unix.O_RDONLY, readAll) }, map[string]uint64{}},
 		{"write", func() error { return withFile(d+"/f", unix.O_WRONLY, write("x")) }, map[string]uint64{"WRITE": 1, "GETXATTR": 1}},
 		{"missing", func() error { return ignoreNoEnt(unix.Stat(d+"/none", new(unix.Stat_t))) }, map[string]uint64{}},
+		{"copy", func() error { return copyFile(d+"/f", d+"/other") }, map[string]uint64{"COPY_FILE_RANGE": 1, "GETXATTR": 1}},
 		{"unlink", func() error { return unix.Unlink(d + "/gone") }, map[string]uint64{"UNLINK": 1, "FORGET": 1}},
 		{"rename", func() error { return unix.Rename(d+"/old", d+"/new") }, map[string]uint64{"LOOKUP": 1, "RENAME": 1}},
 		{"chmod", func() error { return unix.Chmod(d+"/f", 0o600) }, map[string]uint64{"SETATTR": 1}},
@@ -90,6 +91,15 @@ func TestRequestsOfAnOperation(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.what, got, c.want)
 		}
 	}
+}
+
+func copyFile(from, to string) error {
+	return withFile(from, unix.O_RDONLY, func(src int) error {
+		return withFile(to, unix.O_WRONLY, func(dst int) error {
+			_, err := unix.CopyFileRange(src, nil, dst, nil, 1<<20, 0)
+			return err
+		})
+	})
 }
 
 func readAll(fd int) error {

@@ -12,7 +12,7 @@ import (
 )
 
 // wire answers the kernel's requests with calls to the Backend. What is not overridden answers ENOSYS, once: the
-// kernel then does it by itself (ACCESS, POLL, COPY_FILE_RANGE) and does not ask again. Locks are not negotiated, so flock and
+// kernel then does it by itself (ACCESS, POLL) and does not ask again. Locks are not negotiated, so flock and
 // POSIX locks live in the kernel, shared by all who open the node.
 type wire struct {
 	fuse.RawFileSystem

@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"context"
+	"sync"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -127,10 +129,44 @@ func (w *wire) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fu
 	return fuse.OK
 }
 
-// CopyFileRange implements fuse.RawFileSystem: the kernel copies through the page cache instead.
-func (w *wire) CopyFileRange(_ <-chan struct{}, _ *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+// CopyFileRange implements fuse.RawFileSystem: the bytes need not come to the kernel and back.
+func (w *wire) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
 	w.count(opCopyFileRange)
-	return 0, fuse.ENOSYS
+	w.readFrom(inoOf(in.NodeId))
+	ctx := w.context(cancel, in.Pid)
+	defer ctx.end()
+	pooled := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(pooled)
+	n, err := w.copy(ctx, in, *pooled)
+	w.bytesRead.Add(uint64(n))
+	w.bytesWritten.Add(uint64(n))
+	if err != nil && n == 0 {
+		return 0, w.status(err, "COPY_FILE_RANGE", in.NodeId)
+	}
+	return uint32(n), fuse.OK
+}
+
+// copyMost is the most that one request copies, bytes; who wants more asks again. It bounds how long an interrupt waits.
+const copyMost = 32 << 20
+
+var copyBuffers = sync.Pool{New: func() any { p := make([]byte, maxRequest); return &p }}
+
+// copy copies from one inode to another, by way of buf. What it has copied before an error counts. The kernel has looked for
+// overlaps, and asks for set-id bits to be cleared by itself (fs/fuse/file.c fuse_copy_file_range).
+func (w *wire) copy(ctx context.Context, in *fuse.CopyFileRangeIn, buf []byte) (n int, err error) {
+	for want := int(min(in.Len, copyMost)); n < want; {
+		part := buf[:min(len(buf), want-n)]
+		got, err := w.b.Read(ctx, inoOf(in.NodeId), part, int64(in.OffIn)+int64(n))
+		if got == 0 || err != nil {
+			return n, err
+		}
+		put, err := w.b.Write(ctx, inoOf(in.NodeIdOut), part[:got], int64(in.OffOut)+int64(n), false)
+		n += put
+		if put < got {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // Fsync implements fuse.RawFileSystem.

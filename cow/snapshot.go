@@ -137,6 +137,19 @@ func (s *Snapshot) statObject(ino Ino) (size int64, mtime unionfs.Time, err erro
 	return (&backing{file: file}).stat()
 }
 
+// Usage is what the container has added, without what has no name any more.
+func (s *Snapshot) Usage() Usage {
+	u := s.FS.Usage()
+	for _, n := range s.nodes {
+		if n.nlink == 0 {
+			gone := s.cost(n)
+			u.Bytes -= gone.Bytes
+			u.Inodes -= gone.Inodes
+		}
+	}
+	return u
+}
+
 // Close closes all descriptors.
 func (s *Snapshot) Close() error {
 	s.objs.closeAll()

@@ -61,9 +61,10 @@ type container struct {
 	Remove   bool     `json:"remove,omitempty"`
 	Detached bool     `json:"detached,omitempty"`
 
-	IO      string `json:"io"`
-	Latency string `json:"latency,omitempty"`
-	Stats   string `json:"stats,omitempty"`
+	IO      string  `json:"io"`
+	Storage storage `json:"storage,omitzero"`
+	Latency string  `json:"latency,omitempty"`
+	Stats   string  `json:"stats,omitempty"`
 	remote
 }
 

@@ -132,7 +132,7 @@ func (m *monitor) serverJob() serverJob {
 	return serverJob{
 		Places: m.places, Container: m.id, Remove: m.c.Remove,
 		Command: m.c.Args, Image: m.c.Image, Manifest: m.c.Manifest, remote: m.c.remote, State: m.file(m.id, "delta"),
-		IO: m.c.IO, Latency: m.c.Latency, Stats: m.c.Stats, Before: m.job.Before,
+		IO: m.c.IO, Storage: m.c.Storage, Latency: m.c.Latency, Stats: m.c.Stats, Before: m.job.Before,
 	}
 }
 

@@ -17,6 +17,7 @@ type mountFlags struct {
 	remote                    remote
 	rw                        bool
 	state, stats, io, latency string
+	storage                   storage
 	layers                    []string
 }
 
@@ -49,6 +50,7 @@ It is served in the background until it is unmounted: veneer umount DIR, or plai
 	fl := c.Flags()
 	fl.BoolVar(&f.rw, "rw", false, "make it writable; what is written goes to --state")
 	fl.StringVar(&f.state, "state", "", "`DIR` that keeps what is written; may be mounted again")
+	fl.Var(&f.storage, "storage", storageUsage+"; with --rw")
 	fl.StringVar(&f.stats, "stats", "", "write figures as JSON to `FILE` when the mount ends")
 	fl.StringVar(&f.io, "io", "auto", "how file content reaches the kernel: auto, passthrough or cached")
 	fl.StringVar(&f.latency, "latency", "auto", latencyUsage)
@@ -61,6 +63,9 @@ It is served in the background until it is unmounted: veneer umount DIR, or plai
 func (f *mountFlags) check() error {
 	if f.rw != (f.state != "") {
 		return errors.New("--rw and --state DIR go together")
+	}
+	if f.storage != (storage{}) && !f.rw {
+		return errors.New("--storage is for a mount with --rw")
 	}
 	return errors.Join(checkIO(f.io), checkLatency(f.latency))
 }
@@ -94,7 +99,7 @@ func (a *app) mount(ctx context.Context, f *mountFlags, image, dir string) (err 
 
 // mountJob makes the job's part that the flags tell.
 func (a *app) mountJob(f *mountFlags) (job serverJob, err error) {
-	job = serverJob{Places: a.places(), remote: f.remote, IO: f.io, Latency: f.latency}
+	job = serverJob{Places: a.places(), remote: f.remote, IO: f.io, Latency: f.latency, Storage: f.storage}
 	if job.State, err = absIfSet(f.state); err != nil {
 		return job, err
 	}

@@ -35,7 +35,8 @@ STATE is a directory of veneer's own; what is written is kept there, and seen ag
 Without it the mount is read-only. It is served in the background until it is unmounted: umount DIR.
 
 Options: lowerdir=, upperdir=, workdir= (ignored) as overlayfs has them, with its escapes \: \, \\; fsname=NAME is shown in place of SOURCE,
-subtype=NAME makes the type fuse.NAME (default veneer; plain fuse when empty); io=auto|passthrough|cached; stats=FILE; ro, nosuid, nodev,
+subtype=NAME makes the type fuse.NAME (default veneer; plain fuse when empty); io=, latency=, stats= and storage=SIZE as
+veneer mount has them, inodes=N; ro, nosuid, nodev,
 noexec, noatime and the other flags of mount(8); remount.`,
 		Args: usageArgs(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -84,7 +85,7 @@ func (a *app) overlay(_ context.Context, o *overlayOptions, dir string, fake boo
 	if o.remount {
 		return a.remount(o, dir, fake)
 	}
-	job := serverJob{Places: a.places(), IO: o.io, Before: before{Begun: time.Now()}}
+	job := serverJob{Places: a.places(), IO: o.io, Latency: o.latency, Storage: o.storage, Before: before{Begun: time.Now()}}
 	var err error
 	if job.Dirs, job.State, err = overlayDirs(o); err != nil {
 		return err

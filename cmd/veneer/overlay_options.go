@@ -16,6 +16,8 @@ type overlayOptions struct {
 	typ     string   // of the mount, as /proc/mounts shows it
 	io      string
 	stats   string
+	latency string
+	storage storage
 	flags   uintptr // MS_ flags of mount(2)
 	remount bool
 }
@@ -56,7 +58,7 @@ func optionSet(names string) map[string]bool {
 
 // parseOverlayOptions reads what follows -o, each time it was given. If sloppy, what is not known is passed over.
 func parseOverlayOptions(args []string, sloppy bool) (*overlayOptions, error) {
-	o := &overlayOptions{typ: "fuse.veneer", io: "auto"}
+	o := &overlayOptions{typ: "fuse.veneer", io: "auto", latency: "auto"}
 	for _, arg := range args {
 		for _, opt := range splitOptions(arg) {
 			if opt == "" {
@@ -76,7 +78,7 @@ func parseOverlayOptions(args []string, sloppy bool) (*overlayOptions, error) {
 	if len(o.lowers) == 0 {
 		return nil, errors.New("lowerdir= is missing: it names the directories to show, the top one first")
 	}
-	return o, checkIO(o.io)
+	return o, errors.Join(checkIO(o.io), checkLatency(o.latency))
 }
 
 func (o *overlayOptions) option(opt string, sloppy bool) (err error) {
@@ -102,6 +104,12 @@ func (o *overlayOptions) option(opt string, sloppy bool) (err error) {
 		o.typ = strings.TrimSuffix("fuse."+value, ".")
 	case "io=":
 		o.io = value
+	case "latency=":
+		o.latency = value
+	case "storage=":
+		o.storage.Bytes, err = parseSize(value)
+	case "inodes=":
+		o.storage.Inodes, err = parseCount(value)
 	case "stats=":
 		o.stats, err = needPath(name, unescapeOption(value))
 	default:

@@ -34,6 +34,9 @@ func TestOverlayOptions(t *testing.T) {
 		if c.want.typ == "" {
 			c.want.typ = "fuse.veneer"
 		}
+		if c.want.latency == "" {
+			c.want.latency = "auto"
+		}
 		if c.want.io == "" {
 			c.want.io = "auto"
 		}

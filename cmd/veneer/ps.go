@@ -13,7 +13,7 @@ import (
 )
 
 func newPsCmd(a *app) *cobra.Command {
-	var all, quiet, noTrunc bool
+	var all, quiet, noTrunc, size bool
 	c := &cobra.Command{
 		Use:   "ps",
 		Short: "List containers",
@@ -32,12 +32,13 @@ func newPsCmd(a *app) *cobra.Command {
 				}
 				return nil
 			}
-			return a.printContainers(list, noTrunc)
+			return a.printContainers(list, noTrunc, size)
 		},
 	}
 	c.Flags().BoolVarP(&all, "all", "a", false, "also those that do not run")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "only IDs")
 	c.Flags().BoolVar(&noTrunc, "no-trunc", false, "whole IDs and commands")
+	c.Flags().BoolVarP(&size, "size", "s", false, "what each has written, and with its image (virtual)")
 	return c
 }
 
@@ -94,18 +95,54 @@ func (p places) removeHalfMade(id string) error {
 	return p.removeDirs(id)
 }
 
-func (a *app) printContainers(list []listed, noTrunc bool) error {
+func (a *app) printContainers(list []listed, noTrunc, size bool) error {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(w, "CONTAINER ID\tIMAGE\tCOMMAND\tCREATED\tSTATUS\tNAMES")
+	head := "CONTAINER ID\tIMAGE\tCOMMAND\tCREATED\tSTATUS\tNAMES"
+	if size {
+		head += "\tSIZE"
+	}
+	fmt.Fprintln(w, head)
 	for _, l := range list {
 		command := fmt.Sprintf("%q", strings.Join(l.Args, " "))
 		if r := []rune(command); len(r) > 20 && !noTrunc {
 			command = string(r[:19]) + "…"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", shortID(l.ID, noTrunc), l.Shown, command,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s", shortID(l.ID, noTrunc), l.Shown, command,
 			ago(time.Since(l.Created)), l.state.describe(), l.Name)
+		if size {
+			fmt.Fprint(w, "\t", a.sizeOf(l.container))
+		}
+		fmt.Fprintln(w)
 	}
 	return w.Flush()
+}
+
+// sizeOf says what a container has written and what it has in all. It reads what is written, at the cost of that, also while it is written
+// to.
+func (a *app) sizeOf(c *container) string {
+	used, all, err := a.usage(c.ID)
+	if err != nil {
+		a.log.Warn("no size of container "+c.Short(), "err", err)
+		return "N/A"
+	}
+	return fmt.Sprintf("%s (virtual %s)", humanSize(used), humanSize(all))
+}
+
+func (a *app) usage(id string) (used, all int64, err error) {
+	w, err := a.openWritten(id, false)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, w.close(true)) }()
+	image := w.tree.Totals().ContentBytes
+	s, err := w.snapshot(a)
+	if errors.Is(err, fs.ErrNotExist) { // it was never started
+		return 0, image, nil
+	} else if err != nil {
+		return 0, 0, err
+	}
+	used = s.Usage().Bytes
+	return used, used + image, s.Close()
 }
 
 func (s *state) describe() string {

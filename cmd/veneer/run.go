@@ -23,6 +23,7 @@ type runFlags struct {
 	entrypointSet                              bool
 	env, volumes                               []string
 	stats, io, latency                         string
+	storage                                    storage
 	remote                                     remote
 }
 
@@ -71,6 +72,7 @@ func (f *runFlags) add(c *cobra.Command) {
 	fl.StringVar(&f.net, "net", "host", "network: host (the machine's) or none (loopback only)")
 	fl.StringVar(&f.stats, "stats", "", "write figures as JSON to `FILE` when the container ends")
 	fl.StringVar(&f.io, "io", "auto", "how file content reaches the kernel: auto, passthrough or cached")
+	fl.Var(&f.storage, "storage", storageUsage)
 	fl.StringVar(&f.latency, "latency", "auto", latencyUsage)
 	f.remote.add(fl)
 	f.remote.addPolicy(fl)
@@ -138,7 +140,7 @@ func (f *runFlags) container(args []string) (*container, error) {
 	c := &container{
 		Name: f.name, Args: args, User: f.user, WorkDir: f.workDir, Hostname: f.hostname, Net: f.net,
 		ReadOnly: f.readOnly, TTY: f.tty, Stdin: f.interactive, Remove: f.remove, Detached: f.detach,
-		IO: f.io, Latency: f.latency, remote: f.remote,
+		IO: f.io, Latency: f.latency, Storage: f.storage, remote: f.remote,
 	}
 	if f.entrypointSet {
 		c.Entrypoint = &f.entrypoint

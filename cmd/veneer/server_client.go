@@ -36,6 +36,7 @@ type (
 		Manifest string   `json:"manifest,omitempty"`
 		Dirs     []string `json:"-"`               // layers in place of an image, bottom first; 500 of them are longer than a message
 		State    string   `json:"state,omitempty"` // directory of the writable layer; "" serves read-only
+		Storage  storage  `json:"storage,omitzero"`
 
 		remote
 		Command []string `json:"command,omitempty"` // of the container

@@ -70,7 +70,7 @@ func (t *servedTree) openDirs(job serverJob, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	t.FS, err = cow.Open(dir, t.tree, t.contents, cow.Options{Log: log})
+	t.FS, err = cow.Open(dir, t.tree, t.contents, job.Storage.limit(cow.Options{Log: log}))
 	return err
 }
 

@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -212,5 +214,71 @@ func TestConcurrentWritersOfOneFile(t *testing.T) {
 			t.Fatal("wrong content")
 		}
 		x.reopen()
+	}
+}
+
+// Small files are made, grow, are replaced and removed by some and read by others, with commits all the time, so that
+// slots are used again as soon as they may: nobody sees another file's bytes.
+func TestSlotsAreNotReadUnderAnotherName(t *testing.T) {
+	x := newFixture(t, smallImage())
+	must(t, x.Close())
+	x.dir = fastDir(t) // hundreds of commits
+	x.opts.Clock, x.opts.CommitInterval, x.opts.CheckpointBytes = nil, 50*time.Microsecond, 64<<10
+	x.open()
+	var writers, readers sync.WaitGroup
+	stop := make(chan struct{})
+	const files = 6
+	for g := range files {
+		name := fmt.Sprint(g)
+		writers.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(g), 7))
+			for range 100 {
+				a, err := x.Mknod(unionfs.Root, name, unix.S_IFREG|0o600, 0, owner)
+				must(t, err)
+				for size := int64(0); r.IntN(4) > 0; {
+					p := bytes.Repeat([]byte{byte('A' + g)}, 1+r.IntN(9000))
+					_, err := x.Write(t.Context(), a.Ino, p, size, false)
+					must(t, err)
+					size += int64(len(p))
+				}
+				must(t, x.Unlink(unionfs.Root, name))
+				x.Forget(a.Ino)
+			}
+		})
+		readers.Go(func() {
+			p := make([]byte, packMax)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				a, err := x.Lookup(unionfs.Root, name)
+				if err != nil {
+					continue
+				}
+				n, err := x.Read(t.Context(), a.Ino, p, 0)
+				if err != nil && err != unix.ESTALE {
+					t.Errorf("read: %v", err)
+				}
+				if i := bytes.IndexFunc(p[:n], func(c rune) bool { return c != rune('A'+g) }); i >= 0 {
+					t.Errorf("byte %d of file %d is %q", i, g, p[i])
+					return
+				}
+			}
+		})
+	}
+	writers.Wait()
+	close(stop)
+	readers.Wait()
+	must(t, x.Sync())
+	st, err := x.pack.file.stat()
+	must(t, err)
+	if st.Size > 64<<20 {
+		t.Errorf("a pack of %d bytes for %d small files", st.Size, files)
+	}
+	x.remount()
+	if u := x.Usage(); u != (Usage{}) {
+		t.Errorf("%+v is left", u)
 	}
 }

@@ -12,6 +12,7 @@
 //	lock         flock: one server at a time
 //	checkpoint   the delta as it was at some record
 //	journal.N    the records since; N grows by one with every checkpoint
+//	pack         the content of files up to 64 KiB without holes (drawn in pack.go)
 //	data/X/Y     the data object of inode Y (hex, X is Y/4096): a sparse file with bytes at the offsets of the file's
 //
 // Journal and checkpoint begin with a header and are a sequence of frames (drawn in journal.go), each with length,
@@ -20,10 +21,16 @@
 //
 // # What was answered is kept
 //
-// An operation is one record: first its bytes are in the data object, then its record in the journal, then it is true
-// in memory, then it is answered. The page cache outlives a killed server, so a new one finds what was answered, and
-// at most the one operation more that was under way. Fsync puts the file's data object and then the journal on stable
-// storage. A record that the disk has no room for is cut off again, the operation fails, and nothing has changed.
+// An operation is one record: first its bytes are in the pack or the data object, then its record in the journal, then it
+// is true in memory, then it is answered. The page cache outlives a killed server, so a new one finds what was answered,
+// and at most the one operation more that was under way. A record that the disk has no room for is cut off again, the
+// operation fails, and nothing has changed.
+//
+// After a power loss (a journal that was written in another boot of the machine) the state is that of the last commit
+// (commit.go): Fsync makes one, and so does time. A commit covers the whole history before it, names and content, so a
+// file that was renamed over another after it was synced is there whole, and one that was never synced is as it was after
+// some operation. Bytes that are overwritten in place are the exception: only Fsync of their file is sure to have them.
+// A file that the kernel writes (OpenBacking) has what the host's file system promises.
 //
 // A torn tail of the journal (an append that was cut short) is cut off silently. Damage anywhere else is refused with
 // its place (*DamageError).
@@ -51,7 +58,9 @@
 //	                 are made in the order of their records. Who has op may read the delta without st
 //	st               for reading: to look at the delta, briefly. For writing, under op: to change it in memory, never
 //	                 over I/O. So readers never wait for the disk
-//	jmu, journal.mu, objects.mu   innermost
+//	pack.gate        for reading: by who reads a slot, before st
+//	flushMu          held over what syncs data; op may be held
+//	jmu, journal.mu, objects.mu, pack.mu, freedList.mu, held.mu, usage.mu   innermost
 //
 // The contract of each operation (what holds before, after, and after a crash) is in its comment.
 package cow

@@ -58,7 +58,7 @@ func (p places) rm(ref string, force bool) error {
 		p.removeRun(c.ID)
 		return nil // it was a --rm one, or another rm was faster
 	}
-	if _, err := p.settle(c); err != nil {
+	if _, err := p.endAll(c); err != nil {
 		return err
 	}
 	if err := p.discard(c); err != nil {

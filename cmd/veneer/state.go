@@ -77,6 +77,16 @@ func (p places) look(c *container) (*state, error) {
 // settle brings a container to its end whose monitor and server are both dead: what still runs of it is killed, its cgroup
 // removed and its end recorded. What it wrote is kept. The caller holds the lock and removes the run directory.
 func (p places) settle(c *container) (*state, error) {
+	s, err := p.endAll(c)
+	if err != nil || s.Status != statusRunning {
+		return s, err
+	}
+	s.exited(exitKilled, "")
+	return s, p.saveState(c.ID, s)
+}
+
+// endAll is settle without the record, for which a full disk may have no room.
+func (p places) endAll(c *container) (*state, error) {
 	s, err := p.loadState(c.ID)
 	if err != nil {
 		return nil, err
@@ -85,11 +95,7 @@ func (p places) settle(c *container) (*state, error) {
 	if err := runtime.DestroyCgroup(cgroupPath(c.ID)); err != nil {
 		return nil, fmt.Errorf("clean up after container %s: %w", c.Short(), err)
 	}
-	if s.Status != statusRunning {
-		return s, nil
-	}
-	s.exited(exitKilled, "")
-	return s, p.saveState(c.ID, s)
+	return s, nil
 }
 
 // exited records the end.

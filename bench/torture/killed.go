@@ -115,11 +115,11 @@ func (v *victim) untilDead(answered func() (dying bool)) error {
 		c := v.calls.next()
 		v.round = append(v.round, c)
 		answer, err := v.mount.do(&c)
+		if (err == errDeadAfter || err == nil && answered()) && c.reads() {
+			answer = cutShort
+		}
 		switch err {
 		case nil:
-			if answered() && c.reads() {
-				answer = cutShort
-			}
 			v.answers = append(v.answers, answer)
 		case errDeadAfter:
 			v.answers = append(v.answers, answer)

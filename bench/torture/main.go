@@ -37,7 +37,7 @@ var workloads = []workload{
 	{"hunts", "storms of calls on the same names, each with a rule", nil, huntAll},
 	{"fio", "fio's verified writes, buffered, direct and mapped, and a server that is killed", []string{"fio"}, fioTorture},
 	{"stress", "stress-ng's file system stressors", []string{"stress-ng"}, stress},
-	{"power", "synced files and names, and a disk without power", []string{"mkfs.ext4", "mkfs.xfs"}, powerCuts},
+	{"power", "synced files and names, and a disk without power", []string{"mkfs.ext4", "mkfs.xfs", "sqlite3"}, powerCuts},
 	{"sqlite", "SQLite under load, in each of its modes, and a server that is killed", []string{"sqlite3"}, sqliteTorture},
 	{"postgres", "PostgreSQL under load, and a server that is killed", nil, postgresTorture},
 }

@@ -67,7 +67,7 @@ func (r *rig) postgresRound(seed uint64) (acked int, err error) {
 	}
 	dice := rand.New(rand.NewPCG(seed, 4))
 	for range postgresKills {
-		n, err := r.tortureDatabase(m, db, writers, dice)
+		n, err := tortureDatabase(db, writers, dice, m.killed())
 		acked += n
 		if err != nil {
 			return acked, err

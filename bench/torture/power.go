@@ -20,7 +20,7 @@ func powerCuts(r *rig) error {
 	for seed := r.seed; seed == r.seed || r.goOn(); seed++ {
 		for _, fs := range []string{"ext4", "xfs"} {
 			n, err := r.powerRound(fs, seed)
-			total, cuts = total+n, cuts+cutsARound
+			total, cuts = total+n, cuts+cutsARound+sqliteKills
 			if err != nil {
 				return fmt.Errorf("on %s, seed %d: %w", fs, seed, err)
 			}
@@ -161,7 +161,30 @@ func (r *rig) powerRound(fs string, seed uint64) (syncs int, err error) {
 			return syncs, fmt.Errorf("cut %d: %w", cut+1, err)
 		}
 	}
+	n, err := r.powerDatabase(m, d, seed)
+	syncs += n
+	if err != nil {
+		return syncs, fmt.Errorf("SQLite: %w", err)
+	}
 	return syncs, errors.Join(r.finish(m), r.rebooted(), d.unmount(), os.Remove(d.image))
+}
+
+// powerModes are SQLite's in which a power loss undoes nothing: without EXTRA it does not sync that it has deleted its journal.
+var powerModes = []string{"WAL", "DELETE; PRAGMA synchronous = EXTRA", "TRUNCATE", "PERSIST"}
+
+// powerDatabase cuts the power of SQLite, which syncs what it acknowledges.
+func (r *rig) powerDatabase(m *mount, d *disk, seed uint64) (acked int, err error) {
+	writers, sql := newWriters(2, "BEGIN IMMEDIATE")
+	if _, err := output(exec.Command("sqlite3", filepath.Join(m.dir, "db"), sql)); err != nil {
+		return 0, err
+	}
+	lose := func() error { m.cut = true; return d.cut() }
+	return sqliteOn(m, powerModes[seed%4], seed, writers, disaster{lose, func() error { return r.powerBack(m, d) }, true})
+}
+
+// powerBack brings everything back after a cut.
+func (r *rig) powerBack(m *mount, d *disk) error {
+	return errors.Join(m.kill(), m.detach(), d.unmount(), d.mount(), r.reboot(), m.start())
 }
 
 // powerCut lets all work, cuts the power after so many syncs, and brings everything back.
@@ -195,7 +218,7 @@ func (r *rig) powerCut(m *mount, d *disk, all []syncer, after int64) (syncs int,
 	if err := errors.Join(failed...); err != nil {
 		return 0, err
 	}
-	if err := errors.Join(m.kill(), m.detach(), d.unmount(), d.mount(), r.reboot(), m.start()); err != nil {
+	if err := r.powerBack(m, d); err != nil {
 		return 0, err
 	}
 	for _, s := range all {

@@ -53,16 +53,25 @@ func (r *rig) sqliteRound(mode string, seed uint64) (acked int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	acked, err = sqliteOn(m, mode, seed, writers, m.killed())
+	if err != nil {
+		return acked, err
+	}
+	return acked, r.finish(m)
+}
+
+// sqliteOn has disaster come over a database that is on a mount.
+func sqliteOn(m *mount, mode string, seed uint64, writers []*writer, d disaster) (acked int, err error) {
 	db := &sqlite{path: m.dir + "/db", mode: mode}
 	dice := rand.New(rand.NewPCG(seed, 3))
 	for range sqliteKills {
-		n, err := r.tortureDatabase(m, db, writers, dice)
+		n, err := tortureDatabase(db, writers, dice, d)
 		acked += n
 		if err != nil {
 			return acked, err
 		}
 	}
-	return acked, r.finish(m)
+	return acked, nil
 }
 
 // sqlite is a database without a server of its own.

@@ -274,6 +274,8 @@ func stickyStorm(h *hunt) error {
 	mine := func(w, i int) string { return h.path("u%d-%d", w%2, i) }    // or at away
 	away := func(w, i int) string { return h.path("away%d-%d", w%2, i) } // also his
 	as := func(w int, do func() error) error {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		if err := become(somebody + w%2); err != nil {
 			return err
 		}

@@ -16,11 +16,14 @@ import (
 // powerCuts takes the power from the disk under the state directory while it is used: what was not written is lost. Then everything
 // that was synced must be there, and of the names, in order, all that had happened up to some moment after the last sync.
 func powerCuts(r *rig) error {
-	total, cuts := 0, 0
+	total, cuts, each := 0, 0, cutsARound
+	if r.brief() {
+		each = 2
+	}
 	for seed := r.seed; seed == r.seed || r.goOn(); seed++ {
 		for _, fs := range []string{"ext4", "xfs"} {
-			n, err := r.powerRound(fs, seed)
-			total, cuts = total+n, cuts+cutsARound+sqliteKills
+			n, err := r.powerRound(fs, seed, each)
+			total, cuts = total+n, cuts+each+sqliteKills
 			if err != nil {
 				return fmt.Errorf("on %s, seed %d: %w", fs, seed, err)
 			}
@@ -125,7 +128,7 @@ type syncer interface {
 	check(dir string) error // what is there
 }
 
-func (r *rig) powerRound(fs string, seed uint64) (syncs int, err error) {
+func (r *rig) powerRound(fs string, seed uint64, cuts int) (syncs int, err error) {
 	d, err := r.newDisk(fs)
 	if err != nil {
 		return 0, err
@@ -154,7 +157,7 @@ func (r *rig) powerRound(fs string, seed uint64) (syncs int, err error) {
 		all = append(all, &namer{pair: pair{name: name, mount: newSide(m.dir), twin: newSide(twin)}, calls: r.newCalls(seed, name).namesOnly()})
 	}
 	dice := rand.New(rand.NewPCG(seed, 6))
-	for cut := range cutsARound {
+	for cut := range cuts {
 		n, err := r.powerCut(m, d, all, int64(10+dice.IntN(200)))
 		syncs += n
 		if err != nil {

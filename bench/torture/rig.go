@@ -219,8 +219,8 @@ func (m *mount) forget() error {
 
 // unmount ends it in order.
 func (m *mount) unmount() error {
-	if _, err := m.rig.command("umount", m.dir); err != nil {
-		return err
+	if err := unix.Unmount(m.dir, unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("unmount %s: %w", m.dir, err)
 	}
 	for i, o := range m.rig.mounts {
 		if o == m {

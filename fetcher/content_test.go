@@ -103,11 +103,8 @@ func (o *opened) tryReadAll(ctx context.Context, ino unionfs.Ino) (string, error
 
 // noise is text that does not compress well.
 func noise(seed uint64, n int) string {
-	r := rand.New(rand.NewPCG(seed, 0))
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(r.Uint32())
-	}
+	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(b)
 	return string(b)
 }
 

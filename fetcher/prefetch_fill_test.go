@@ -12,32 +12,32 @@ import (
 )
 
 // filling is an image of two layers whose rest is being fetched. The clock runs when everything waits.
-func filling(t *testing.T, o ContentsOptions) (*opened, []*memBlob) {
+func filling(t *testing.T, o ContentsOptions) *opened {
 	var files [2][]fetchtest.File
 	for i := range 100 {
-		files[i%2] = append(files[i%2], fetchtest.Reg(fmt.Sprintf("f%03d", i), noise(uint64(i), 100_000)))
+		files[i%2] = append(files[i%2], fetchtest.Reg(fmt.Sprintf("f%03d", i), noise(uint64(i), 10_000)))
 	}
-	sources, blobs := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz(), files[0]...), fetchtest.NewLayer(t, fetchtest.EStargz(), files[1]...))
+	sources, _ := sourcesOf(fetchtest.NewLayer(t, fetchtest.EStargz(), files[0]...), fetchtest.NewLayer(t, fetchtest.EStargz(), files[1]...))
 	x := openSources(t, testStore(t), sources, o)
 	x.work.Go(x.fill)
-	return x, blobs
+	return x
 }
 
 func TestRestIsFetchedWhenTheStartIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x, blobs := filling(t, lazy)
+		x := filling(t, lazy)
 		time.Sleep(fillAfter - time.Millisecond)
 		if n := x.Stats().FetchedBytes; n != 0 {
 			t.Errorf("%d bytes before the start was over", n)
 		}
 		time.Sleep(time.Minute)
-		blobs[0].data, blobs[1].data = nil, nil // the network is gone
+		before := x.Stats().Requests
 		for i := range 100 {
-			if got := x.readAll(t, fmt.Sprintf("f%03d", i)); got != noise(uint64(i), 100_000) {
+			if got := x.readAll(t, fmt.Sprintf("f%03d", i)); got != noise(uint64(i), 10_000) {
 				t.Errorf("f%03d: other bytes", i)
 			}
 		}
-		if got := x.Stats(); got.FillBytes < 10_000_000 || got.DemandBytes != 0 || got.Requests > 8 {
+		if got := x.Stats(); got.FillBytes < 1_000_000 || got.DemandBytes != 0 || got.Requests > before || got.Requests > 4 {
 			t.Errorf("%+v", got)
 		}
 	})
@@ -45,7 +45,7 @@ func TestRestIsFetchedWhenTheStartIsOver(t *testing.T) {
 
 func TestFillStandsBackWhileReadsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x, _ := filling(t, lazy)
+		x := filling(t, lazy)
 		x.demand.enter()
 		time.Sleep(time.Hour)
 		if n := x.Stats().FetchedBytes; n != 0 {
@@ -53,7 +53,7 @@ func TestFillStandsBackWhileReadsWait(t *testing.T) {
 		}
 		x.demand.leave()
 		time.Sleep(time.Minute)
-		if n := x.Stats().FillBytes; n < 10_000_000 {
+		if n := x.Stats().FillBytes; n < 1_000_000 {
 			t.Errorf("%d bytes after it", n)
 		}
 	})
@@ -62,14 +62,14 @@ func TestFillStandsBackWhileReadsWait(t *testing.T) {
 func TestFillKeepsToItsRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := lazy
-		o.FillRate = 100_000
-		x, _ := filling(t, o)
+		o.FillRate = 10_000
+		x := filling(t, o)
 		time.Sleep(fillAfter + 20*time.Second)
-		if n := x.Stats().FetchedBytes; n < 1_800_000 || n > 2_200_000 {
+		if n := x.Stats().FetchedBytes; n < 150_000 || n > 300_000 {
 			t.Errorf("%d bytes in 20 s", n)
 		}
 		time.Sleep(2 * time.Minute)
-		if n := x.Stats().FillBytes; n < 10_000_000 {
+		if n := x.Stats().FillBytes; n < 1_000_000 {
 			t.Errorf("%d bytes at last", n)
 		}
 	})

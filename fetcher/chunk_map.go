@@ -26,6 +26,7 @@ import (
 const (
 	mapMagic  = "vnrmap1\n"
 	mapHeader = 128
+	mapBoot   = 24 // where the boot id is
 	markHere  = 1
 )
 
@@ -65,7 +66,7 @@ func (h *mapHead) encode() []byte {
 	copy(b, mapMagic)
 	binary.LittleEndian.PutUint64(b[8:], uint64(h.chunks))
 	binary.LittleEndian.PutUint64(b[16:], uint64(h.size))
-	copy(b[24:], h.boot[:])
+	copy(b[mapBoot:], h.boot[:])
 	copy(b[40:], h.key[:])
 	return b
 }
@@ -76,7 +77,7 @@ func readMap(r io.ReaderAt, want *mapHead) (boot bootID, marks []byte, ok bool) 
 	if n, _ := r.ReadAt(b, 0); n < len(b) {
 		return boot, nil, false
 	}
-	copy(boot[:], b[24:])
+	copy(boot[:], b[mapBoot:])
 	same := *want
 	same.boot = boot
 	if !bytes.Equal(b[:mapHeader], same.encode()) {

@@ -87,6 +87,7 @@ type Contents struct {
 	stats  contentCounters
 	opened bitset // contents that were read
 
+	used       *os.File      // the tree's file, which says that it is used; may be nil
 	aheadSlots *requestSlots // of what may be read later
 	recorder   *recorder     // nil without ContentsOptions.Profile
 
@@ -131,6 +132,9 @@ func (s *Store) Contents(c *Client, img *Image, t *unionfs.Tree, o ContentsOptio
 	x, err := s.newContents(sources, t, o)
 	if err != nil || img == nil {
 		return x, err
+	}
+	if x.used, err = s.use(s.treePath(sources)); err != nil {
+		s.log.Debug("an image tree is not marked as used", "error", err)
 	}
 	if o.Profile && !s.settled(img.Manifest, o.Command) {
 		x.recorder = newRecorder(x, img.Manifest, o.Command)
@@ -206,6 +210,12 @@ func (x *Contents) Close() error {
 	x.end()
 	x.work.Wait()
 	x.files.close()
+	if x.used != nil {
+		x.used.Close()
+	}
+	if x.stats.fetchedBytes.Load() > 0 {
+		x.keepLimit()
+	}
 	for i := range x.layers {
 		if l := &x.layers[i]; l.dir != nil {
 			l.dir.Close()
@@ -213,6 +223,18 @@ func (x *Contents) Close() error {
 		x.layers[i].lock.close()
 	}
 	return nil
+}
+
+// shrinkTime bounds how long the end of a Contents may take for others.
+const shrinkTime = 10 * time.Second
+
+// keepLimit lets the store keep to its limit.
+func (x *Contents) keepLimit() {
+	ctx, cancel := context.WithTimeout(context.Background(), shrinkTime)
+	defer cancel()
+	if _, err := x.store.Shrink(ctx); err != nil {
+		x.log.Warn("the store does not keep to its limit", "error", err)
+	}
 }
 
 // ReadAt fills p with the bytes of ino from off. It returns less, and a nil error, at the end of the file, and may return less

@@ -43,6 +43,9 @@ var commands = []func(*app) *cobra.Command{
 	newPullCmd,
 	newImagesCmd,
 	newProfileCmd,
+	newPrefetchCmd,
+	newStoreCmd,
+	newSystemCmd,
 	newVersionCmd,
 	newDemoCmd,
 }

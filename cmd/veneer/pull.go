@@ -72,6 +72,9 @@ func (a *app) pull(ctx context.Context, f *pullFlags, image string) (err error) 
 	if err := store.SaveImage(img); err != nil {
 		return err
 	}
+	if _, err := store.Shrink(ctx); err != nil {
+		return err
+	}
 	if f.quiet {
 		fmt.Fprintln(a.stdout, ref)
 		return nil

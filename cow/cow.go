@@ -98,6 +98,8 @@ type FS struct {
 	next     Ino    // of the next new inode
 	dead     bitmap // image inodes that were unlinked and forgotten
 	backings map[Ino]*backing
+
+	scans scans
 }
 
 func newFS(tree *unionfs.Tree, c Contents, o Options) *FS {

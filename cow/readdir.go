@@ -1,6 +1,11 @@
 package cow
 
-import "github.com/veneerfs/veneer/unionfs"
+import (
+	"math"
+	"sync"
+
+	"github.com/veneerfs/veneer/unionfs"
+)
 
 // ReadDir yields the entries of dir whose position is after the given one; "." and ".." come first.
 //
@@ -10,18 +15,23 @@ import "github.com/veneerfs/veneer/unionfs"
 //	3+i             the name that the image's directory has at i, wherever it leads now
 //	3+DirLen+seq    the other names, in the order in which they were made
 //
-// A position stays an entry's while others come and go. yield may call other methods; it returns false to stop.
+// A position stays an entry's while others come and go. What came after the last reader began, at 0 to 2, is left out. yield may call other methods; it returns false to stop.
 func (f *FS) ReadDir(dir Ino, after uint64, yield func(unionfs.Dirent) bool) error {
 	var batch [32]unionfs.Dirent
+	limit := f.scans.end(dir)
 	for {
 		f.st.RLock()
+		if after <= 2 {
+			limit = f.dirEnd(dir)
+			f.scans.begin(dir, limit)
+		}
 		n, err := f.readDir(dir, after, batch[:])
 		f.st.RUnlock()
 		if err != nil {
 			return err
 		}
 		for i := range batch[:n] {
-			if !yield(batch[i]) {
+			if batch[i].Next >= limit || !yield(batch[i]) {
 				return nil
 			}
 		}
@@ -30,6 +40,51 @@ func (f *FS) ReadDir(dir Ino, after uint64, yield func(unionfs.Dirent) bool) err
 		}
 		after = batch[n-1].Next
 	}
+}
+
+// dirEnd is after the places of what dir has now. It needs st.
+func (f *FS) dirEnd(dir Ino) uint64 {
+	end := uint64(3)
+	if f.inImage(dir) {
+		end += uint64(f.tree.DirLen(dir))
+	}
+	if n := f.nodes[dir]; n != nil && n.dir() != nil {
+		end += n.dir().next
+	}
+	return end
+}
+
+// scans knows where directories ended when they were last read from the beginning. What is renamed or made after that comes later, so a
+// reader who renames what he reads would never come to an end. Only the last ones are known, for it is no harm if one is not: its
+// readers see what came new. The zero value is ready.
+type scans struct {
+	mu   sync.Mutex // innermost
+	ends map[Ino]uint64
+	last [256]Ino
+	at   int // in last: the oldest
+}
+
+func (s *scans) begin(dir Ino, end uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ends == nil {
+		s.ends = make(map[Ino]uint64)
+	}
+	if _, ok := s.ends[dir]; !ok {
+		delete(s.ends, s.last[s.at])
+		s.last[s.at] = dir
+		s.at = (s.at + 1) % len(s.last)
+	}
+	s.ends[dir] = end
+}
+
+func (s *scans) end(dir Ino) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if end, ok := s.ends[dir]; ok {
+		return end
+	}
+	return math.MaxUint64
 }
 
 // readDir fills batch and returns how much it filled. It needs st.

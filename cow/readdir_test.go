@@ -45,7 +45,7 @@ func TestReadDirPositionsStayWhileEntriesComeAndGo(t *testing.T) {
 	must(t, x.Unlink(etc, "n1"))
 	x.create(etc, "n4", "")
 	names, _ = x.page(etc, pos, 100)
-	wantNames(t, "after two are gone", names, "passwd", "rc.d", "n2", "n3", "n4")
+	wantNames(t, "after two are gone", names, "passwd", "rc.d", "n2", "n3")
 
 	names, pos = x.page(etc, pos, 3)
 	wantNames(t, "in the new ones", names, "passwd", "rc.d", "n2")
@@ -56,6 +56,7 @@ func TestReadDirPositionsStayWhileEntriesComeAndGo(t *testing.T) {
 	x.create(etc, "n0", "")
 	names, _ = x.page(etc, pos, 100)
 	wantNames(t, "after a clean end", names, "n3", "n4", "n0")
+	wantNames(t, "from the beginning", x.list(etc), "mtab", "passwd", "rc.d", "n2", "n3", "n4", "n0")
 }
 
 func TestReplacedNameKeepsItsPosition(t *testing.T) {
@@ -132,4 +133,34 @@ func TestReadDirHoldsNoLockOverYield(t *testing.T) {
 		n++
 		return n < 3
 	}))
+}
+
+// Who renames what he reads comes to an end, and so does who makes files meanwhile.
+func TestReadDirEndsWhileEntriesMove(t *testing.T) {
+	x := newFixture(t, smallImage())
+	etc := x.ino("etc")
+	for i := range 100 {
+		x.create(etc, fmt.Sprint("file", i), "")
+	}
+	seen, pos := 0, uint64(0)
+	for {
+		names, next := x.page(etc, pos, 1)
+		if len(names) == 0 {
+			break
+		}
+		if seen++; seen > 106 {
+			t.Fatal("it does not end")
+		}
+		if pos = next; names[0] != "." && names[0] != ".." {
+			must(t, x.Rename(etc, names[0], etc, "moving", 0))
+			must(t, x.Rename(etc, "moving", etc, names[0], 0))
+			x.create(etc, fmt.Sprint("new", seen), "")
+		}
+	}
+	if seen != 106 {
+		t.Errorf("%d names, want those that were there at the beginning: 106", seen)
+	}
+	if names := x.list(etc); len(names) != 104+104 {
+		t.Errorf("%d names to who begins now, want %d", len(names), 104+104)
+	}
 }

@@ -144,6 +144,43 @@ func (x *fixture) recoverTwice(n float64) {
 	}
 }
 
+// How long an operation waits while a checkpoint of many inodes is written: the longest of them, and the mean.
+func BenchmarkOperationsDuringACheckpoint(b *testing.B) {
+	const n = 500_000
+	x := newFixture(b, smallImage())
+	must(b, x.Close())
+	x.opts.CheckpointBytes = 1 << 40
+	x.open()
+	x.changeMany(n, 0)
+	tmp := x.ino("tmp")
+	for b.Loop() {
+		done := make(chan error, 1)
+		go func() {
+			must(b, x.commit())
+			x.op.Lock()
+			defer x.op.Unlock()
+			done <- x.checkpointSlowly()
+		}()
+		var longest, all time.Duration
+		ops := 0
+		for running := true; running; ops++ {
+			start := time.Now()
+			_, err := x.SetAttr(tmp, unionfs.SetAttr{Valid: unionfs.SetUID, UID: uint32(ops)})
+			must(b, err)
+			took := time.Since(start)
+			longest, all = max(longest, took), all+took
+			select {
+			case err := <-done:
+				must(b, err)
+				running = false
+			default:
+			}
+		}
+		b.ReportMetric(float64(longest.Microseconds())/1000, "longest-ms")
+		b.ReportMetric(float64(all.Microseconds())/float64(ops), "mean-µs")
+	}
+}
+
 // cpuTime is what this process has used: on a busy machine it says more than the clock.
 func cpuTime() time.Duration {
 	var ru unix.Rusage

@@ -1,6 +1,9 @@
 package cow
 
-import "sort"
+import (
+	"slices"
+	"sort"
+)
 
 // run is a piece [off,end) of a file that lives in the data object, at the same offset.
 type run struct{ off, end int64 }
@@ -116,7 +119,8 @@ func (x *extents) appendRun(r run) {
 func (x *extents) insert(leaf, i int, r run) {
 	x.n++
 	x.blocks += blocksBetween(r.off, r.end)
-	rs := append(x.leaves[leaf], run{})
+	rs := roomier(x.leaves[leaf])
+	rs = append(rs, run{})
 	copy(rs[i+1:], rs[i:])
 	rs[i] = r
 	if len(rs) <= leafMax {
@@ -124,11 +128,19 @@ func (x *extents) insert(leaf, i int, r run) {
 		return
 	}
 	half := len(rs) / 2
-	upper := append([]run(nil), rs[half:]...)
-	x.leaves[leaf] = rs[:half]
+	lower, upper := slices.Clone(rs[:half]), slices.Clone(rs[half:])
+	x.leaves[leaf] = lower
 	x.leaves = append(x.leaves, nil)
 	copy(x.leaves[leaf+2:], x.leaves[leaf+1:])
 	x.leaves[leaf+1] = upper
+}
+
+// roomier returns a leaf with room for one more run: for few more, so that what a file of many runs takes is its runs.
+func roomier(rs []run) []run {
+	if len(rs) < cap(rs) {
+		return rs
+	}
+	return append(make([]run, 0, len(rs)+len(rs)/16+1), rs...)
 }
 
 // cut removes everything from size on.

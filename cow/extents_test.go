@@ -2,6 +2,7 @@ package cow
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"testing"
 )
 
@@ -88,4 +89,37 @@ func TestManyRunsStayInShortLeaves(t *testing.T) {
 	if x.n != 1 || len(x.leaves) != 1 {
 		t.Errorf("%d runs in %d leaves are left", x.n, len(x.leaves))
 	}
+}
+
+// A file of 100 GiB of which a million random blocks are written, and a file that is written in random order until it is whole.
+func BenchmarkExtents(b *testing.B) {
+	const blocks, n = 100 << 30 / 4096, 1_000_000
+	b.Run("1M random blocks", func(b *testing.B) {
+		for b.Loop() {
+			r := rand.New(rand.NewPCG(1, 2))
+			before, start := heap(), cpuTime()
+			x := new(extents)
+			for range n {
+				off := r.Int64N(blocks) * 4096
+				x.add(off, off+4096)
+			}
+			b.ReportMetric(float64((cpuTime()-start).Nanoseconds())/n, "cpu-ns/insert")
+			b.ReportMetric(float64(heap()-before)/float64(x.n), "B/run")
+			runtime.KeepAlive(x)
+		}
+	})
+	b.Run("until it is whole", func(b *testing.B) {
+		for b.Loop() {
+			x := new(extents)
+			most := 0
+			for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(1 << 20) {
+				x.add(int64(i)*4096, int64(i)*4096+4096)
+				most = max(most, x.n)
+			}
+			if x.n != 1 || !x.covers(4<<30) {
+				b.Fatalf("%d runs are left", x.n)
+			}
+			b.ReportMetric(float64(most), "runs-at-most")
+		}
+	})
 }

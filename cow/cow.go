@@ -227,6 +227,7 @@ func (f *FS) Close() error {
 	if f.ro {
 		return nil
 	}
+	f.reclaim() // else a full disk may have no room for the checkpoint that gives it back
 	f.op.Lock()
 	closed := f.closed
 	f.closed = true // no new operation, and so no new checkpoint

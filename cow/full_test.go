@@ -121,3 +121,25 @@ func TestFullJournalLetsFilesBeRemoved(t *testing.T) {
 	_, err = w.Mkdir(unionfs.Root, "room", 0o755, owner)
 	must(t, err)
 }
+
+// What was removed last waits for a commit: closing must not fail for want of the room that it takes.
+func TestCloseOfAFullDiskUsesWhatWasRemoved(t *testing.T) {
+	w := newSmallDisk(t, 1<<20)
+	w.create(unionfs.Root, "keep", "kept")
+	big := w.create(unionfs.Root, "big", "")
+	var size int64
+	for block := make([]byte, 4<<10); ; {
+		n, err := w.Write(t.Context(), big, block, size, false)
+		if size += int64(n); err != nil {
+			want(t, "write", err, syscall.ENOSPC)
+			break
+		}
+	}
+	must(t, w.Unlink(unionfs.Root, "big"))
+	w.Forget(big)
+	must(t, w.Close())
+	w.open()
+	if got := w.read(w.ino("keep")); got != "kept" {
+		t.Errorf("read %q", got)
+	}
+}

@@ -399,6 +399,9 @@ func (f *FS) end(n *node) {
 	seq := f.journal.last()
 	if n.flags&flagObject != 0 {
 		f.freed.add(freed{seq: seq, ino: n.ino, ended: true}, n)
+		if n.val >= wakeBytes {
+			f.nudge() // somebody may be waiting for that room, and not here
+		}
 	}
 	f.st.Lock()
 	defer f.st.Unlock()

@@ -221,6 +221,12 @@ func makeXattr(g *calls, c *call) {
 	c.Len = 4 + pickOf(g.r, int64(0), 3, int64(g.r.IntN(600))) // ext4 does not touch ctime for the value that is there
 }
 
+// makeACL makes one with entries for all kinds, somebody and a group; its permissions come out of Mode.
+func makeACL(g *calls, c *call) {
+	c.P, c.Mode = g.path(), uint32(g.r.IntN(1<<18))
+	c.Name = pickOf(g.r, "system.posix_acl_access", "system.posix_acl_default")
+}
+
 func makeSymlink(g *calls, c *call) {
 	c.P, c.Q = g.path(), pickOf(g.r, "a", "b/c", "c", ".", "./d", "nosuch", "e/e/e")
 	if strings.HasPrefix(c.P, "s") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -52,6 +53,7 @@ var kinds = []kind{
 	{"chown", 4, makeChown, func(s *side, c *call) (string, error) { return "", unix.Lchown(s.path(c.P), int(c.Off), int(c.Len)) }},
 	{"utimens", 3, makeTimes, doTimes},
 	{"setxattr", 5, makeXattr, doSetXattr},
+	{"setacl", 3, makeACL, doSetACL},
 	{"getxattr", 2, makeXattr, doGetXattr},
 	{"removexattr", 2, makeXattr, func(s *side, c *call) (string, error) { return "", unix.Lremovexattr(s.path(c.P), c.Name) }},
 	{"listxattr", 2, onPath, func(s *side, c *call) (string, error) { return listXattrs(s.path(c.P)) }},
@@ -245,6 +247,17 @@ func doSetXattr(s *side, c *call) (string, error) {
 		p[3], p[4], p[5] = 2, byte(c.N), byte(c.N>>8)
 	}
 	return "", unix.Lsetxattr(s.path(c.P), c.Name, p, c.Flags)
+}
+
+// doSetACL sets an ACL in the form of include/uapi/linux/posix_acl_xattr.h.
+func doSetACL(s *side, c *call) (string, error) {
+	p := binary.LittleEndian.AppendUint32(nil, 2)
+	for i, e := range []struct{ tag, id uint32 }{{1, ^uint32(0)}, {2, somebody}, {4, ^uint32(0)}, {8, 1002}, {16, ^uint32(0)}, {32, ^uint32(0)}} {
+		p = binary.LittleEndian.AppendUint16(p, uint16(e.tag))
+		p = binary.LittleEndian.AppendUint16(p, uint16(c.Mode>>(3*i)&7))
+		p = binary.LittleEndian.AppendUint32(p, e.id)
+	}
+	return "", unix.Setxattr(s.path(c.P), c.Name, p, 0)
 }
 
 func doGetXattr(s *side, c *call) (string, error) {

@@ -20,6 +20,9 @@ func TestMeasuresEveryRow(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounts need root")
 	}
+	if testing.Short() {
+		t.Skip("it builds the program and mounts for half a minute; one goroutine does all of it")
+	}
 	binary := filepath.Join(t.TempDir(), "veneer")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "github.com/veneerfs/veneer/cmd/veneer").CombinedOutput(); err != nil {
 		t.Fatalf("build veneer: %v\n%s", err, out)

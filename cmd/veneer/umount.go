@@ -105,6 +105,9 @@ func waitServer(ctx context.Context, m *mountEntry, record string, lock *os.File
 		case err := <-ended:
 			return err
 		case <-elsewhere.C:
+			if !same(lock, filepath.Join(record, "lock")) {
+				continue // another mount has its number by now
+			}
 			if pid := otherUser(m); pid != 0 {
 				return fmt.Errorf("%s is unmounted, but stays mounted in the mount namespace of process %d; its server goes on", m.dir, pid)
 			}

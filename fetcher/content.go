@@ -89,6 +89,7 @@ type Contents struct {
 
 	used       *os.File      // the tree's file, which says that it is used; may be nil
 	aheadSlots *requestSlots // of what may be read later
+	unknown    atomic.Bool   // no profile says what the start reads
 	recorder   *recorder     // nil without ContentsOptions.Profile
 
 	cameAlong bitset // contents that were brought before they were asked for; see window
@@ -265,6 +266,9 @@ func (x *Contents) ReadAt(ctx context.Context, ino unionfs.Ino, p []byte, off in
 	n, err := x.read(ctx, idx, &c, p, off)
 	if err == nil {
 		x.stats.bytesRead.Add(int64(n))
+		if isFirst && off == 0 && x.unknown.Load() {
+			x.bringLibraries(ino, p[:n])
+		}
 		return n, nil
 	}
 	return 0, fmt.Errorf("read content %s of layer %s at %d: %w", c.Digest, x.layers[c.Layer].Digest, off, err)

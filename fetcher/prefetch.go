@@ -31,6 +31,7 @@ func (x *Contents) replay(tree string, image digest.Digest, command []string) {
 		list = x.missingOf(p)
 	} else {
 		list = x.missingFirst(tree)
+		x.unknown.Store(len(list) == 0)
 	}
 	if len(list) == 0 {
 		return

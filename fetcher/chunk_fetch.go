@@ -136,11 +136,7 @@ func (x *Contents) startMissing(idx uint32, f *contentFile, off, n int64) (map[i
 		}
 		members = append(members, m)
 	}
-	wait, err := x.start(c.Layer, members, x.plan(c.Layer, idx, f, first, last, members))
-	if before := x.before(c.Layer, members[0].off); err == nil && len(before) > 0 {
-		x.start(c.Layer, nil, before) // a request of its own: the answer is not to come after it
-	}
-	return wait, err
+	return x.start(c.Layer, members, x.plan(c.Layer, idx, f, first, last, members))
 }
 
 // start joins the flights of the members of need, and begins those that are not under way, also of extra.

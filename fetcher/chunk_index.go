@@ -73,16 +73,6 @@ func (x *Contents) memberAt(l int, off int64) (blobMember, bool) {
 	return blobMember{off: k.BlobOff, size: k.BlobSize, refs: index[i:n]}, ok
 }
 
-// memberBefore returns the member of layer l that ends at or before off.
-func (x *Contents) memberBefore(l int, off int64) (blobMember, bool) {
-	index := x.layers[l].index
-	i := sort.Search(len(index), func(i int) bool { return index[i].off >= off })
-	if i == 0 {
-		return blobMember{}, false
-	}
-	return x.memberAt(l, index[i-1].off)
-}
-
 // missing reports whether a chunk of m is not here. Errors count as missing: the fetch will tell.
 func (x *Contents) missing(m *blobMember) bool {
 	return slices.ContainsFunc(m.refs, func(r blobRef) bool { return !x.have(r.chunkRef) })

@@ -48,20 +48,6 @@ func (w *window) bring(start, end int64) {
 	w.trigger, w.end = start+(end-start)/2, end
 }
 
-// last returns what next returned last.
-func (w *window) last() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.size
-}
-
-// alsoBring notes that more comes along.
-func (w *window) alsoBring(bytes int64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.brought += bytes
-}
-
 // use notes the first read of a member that came along. It reports whether the next part is to be brought now, and from where.
 func (w *window) use(m *blobMember) (from int64, ok bool) {
 	w.mu.Lock()
@@ -118,29 +104,6 @@ func (x *Contents) along(layer int, from int64) []blobMember {
 			for _, r := range out[i].refs {
 				x.cameAlong.set(r.content)
 			}
-		}
-	}
-	return out
-}
-
-// before returns the missing members in front of a place in the blob that are worth bringing: half as much as what comes behind it.
-func (x *Contents) before(layer int, end int64) []blobMember {
-	w := &x.layers[layer].window
-	left := w.last() / 2
-	var out []blobMember
-	for at := end; ; {
-		m, ok := x.memberBefore(layer, at)
-		if !ok || at-m.end() > maxGap || m.size > left || !x.missing(&m) {
-			break
-		}
-		out = append(out, m)
-		left -= m.size
-		at = m.off
-	}
-	for i := range out {
-		w.alsoBring(out[i].size)
-		for _, r := range out[i].refs {
-			x.cameAlong.set(r.content)
 		}
 	}
 	return out

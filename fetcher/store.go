@@ -24,6 +24,7 @@ import (
 //	partial/layers/HEX           locked by byte ranges while those ranges of the layer's blob are fetched
 //	tmp/SESSION/                 files that are being made; the session's process holds a flock on its directory
 //	images/                      what has been resolved
+//	profiles/                    what starts of commands read (see Profile)
 //	limit                        what contents and partial files may take of the disk, bytes
 //	gc.lock                      locked by who removes content
 //	connections/                 locks that count the connections to each host (see connCap)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -188,6 +189,7 @@ func (l *lab) checkNoLeaks(ids ...string) {
 	for _, dir := range l.mounts() {
 		l.t.Errorf("left mounted: %s", dir)
 	}
+	l.awaitMonitors()
 	for _, p := range l.processes() {
 		l.t.Errorf("left running: %s", p)
 	}
@@ -198,6 +200,19 @@ func (l *lab) checkNoLeaks(ids ...string) {
 		if _, err := os.Stat(l.places.run(id)); err == nil {
 			l.t.Errorf("left run directory: %s", l.places.run(id))
 		}
+	}
+}
+
+// awaitMonitors waits for those that have said their last word, which ends run, and are about to exit.
+func (l *lab) awaitMonitors() {
+	for _, p := range l.processes() {
+		pid, _ := strconv.Atoi(p[:strings.IndexByte(p, ' ')])
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil || !strings.Contains(p, roleMonitor) {
+			continue
+		}
+		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000) // who runs on is found after this
+		unix.Close(fd)
 	}
 }
 

@@ -142,6 +142,7 @@ func (f *FS) beginDump(gen, seq uint64) (*checkpoint, error) {
 	for _, n := range f.freed.ended {
 		c.node(n)
 	}
+	f.dumpSession(c)
 	f.dump = c
 	f.dumpMark = !f.dumpMark
 	return c, nil

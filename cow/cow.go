@@ -40,6 +40,10 @@ type Options struct {
 	// seconds; negative: only Fsync, Sync and checkpoints see to it, and nothing is done in the background.
 	CommitInterval time.Duration
 
+	// Session names the mount, to which servers that take over belong too; 0 if there will be none. It is not used twice. When the
+	// last change in the directory is of the same session, inodes without a name live on, for the kernel may have them open.
+	Session uint64
+
 	fault func(step string) error // see disk.fault
 	trace func(c diskCall)        // see disk.trace
 	boot  uint64                  // names the boot of the machine; 0 means that it is asked
@@ -58,9 +62,10 @@ type FS struct {
 	usage usage
 	held  held // data objects that the kernel has
 
-	op     sync.Mutex // held by the operation that changes the delta
-	tx     tx         // guarded by op
-	closed bool       // guarded by op
+	op      sync.Mutex // held by the operation that changes the delta
+	tx      tx         // guarded by op
+	closed  bool       // guarded by op
+	session session    // guarded by op
 
 	journal *journal   // replaced under op and jmu
 	jmu     sync.Mutex // innermost

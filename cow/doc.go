@@ -19,6 +19,11 @@
 // CRC32C and sequence number; a frame's payload is a list of changes (record.go). Numbers are little-endian.
 // A version that is newer than ours is refused (*VersionError), as is another image's state (*TreeError).
 //
+// # Sessions
+//
+// A mount may outlive the server that was killed. For the one that goes on with it, within the same session ([Options.Session]), what has no name
+// lives on until Forget, and it is known which requests were executed (session.go).
+//
 // # What was answered is kept
 //
 // An operation is one record: first its bytes are in the pack or the data object, then its record in the journal, then it

@@ -11,10 +11,14 @@ import (
 // fuzzSeeds are the files of a state that random operations made.
 func fuzzSeeds(f *testing.F, name func(*walker) string) *image {
 	w := newWalker(f, 77)
+	w.opts.Session = 5
 	for range 60 {
 		w.step()
 	}
 	w.remountFor(f)
+	_, err := w.Request(2).Mkdir(unionfs.Root, "asked", 0o755, owner)
+	must(f, err)
+	w.forget()
 	for range 30 {
 		w.step()
 	}
@@ -60,7 +64,7 @@ func tryState(t *testing.T, img *image, name string, b []byte) {
 	dir := fastDir(t)
 	must(t, os.WriteFile(filepath.Join(dir, name), b, 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, packName), make([]byte, 16<<10), 0o600))
-	f, err := Open(dir, img.tree, img, Options{})
+	f, err := Open(dir, img.tree, img, Options{Session: 5})
 	if err != nil {
 		return
 	}

@@ -28,7 +28,7 @@ const (
 //
 //	0   magic      8 bytes
 //	8   version    uint32
-//	12  CRC32C     uint32, of what follows
+//	12  CRC32C     uint32, of the version (from 3 on) and of what follows
 //	16  tree       16 bytes: which image tree the changes are made over
 //	32  generation uint64: of the journal; in a checkpoint, of the first journal that is not in it
 //	40  sequence   uint64: of the last record before the journal; of the last in the checkpoint
@@ -37,7 +37,7 @@ const (
 //	               0 if that is not known
 const (
 	headerSize    = 64
-	formatVersion = 2 // 1 has no pack, no commits and no boots
+	formatVersion = 3 // 2 has no sessions; 1 has no pack, no commits and no boots
 )
 
 var (
@@ -65,8 +65,16 @@ func (h *header) encode() []byte {
 	binary.LittleEndian.PutUint64(b[40:], h.seq)
 	binary.LittleEndian.PutUint64(b[48:], h.salt)
 	binary.LittleEndian.PutUint64(b[56:], h.count)
-	binary.LittleEndian.PutUint32(b[12:], crc32.Checksum(b[16:], castagnoli))
+	binary.LittleEndian.PutUint32(b[12:], headerSum(b))
 	return b
+}
+
+func headerSum(b []byte) uint32 {
+	sum := uint32(0)
+	if binary.LittleEndian.Uint32(b[8:]) >= 3 {
+		sum = crc32.Checksum(b[8:12], castagnoli)
+	}
+	return crc32.Update(sum, castagnoli, b[16:headerSize])
 }
 
 // decodeHeader checks the header of file, which should belong to tree.
@@ -81,7 +89,7 @@ func decodeHeader(b []byte, file string, magic [8]byte, tree [16]byte) (header, 
 	if v := binary.LittleEndian.Uint32(b[8:]); v > formatVersion {
 		return h, &VersionError{file, v, formatVersion}
 	}
-	if binary.LittleEndian.Uint32(b[8:]) == 0 || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[16:headerSize], castagnoli) {
+	if binary.LittleEndian.Uint32(b[8:]) == 0 || binary.LittleEndian.Uint32(b[12:]) != headerSum(b) {
 		return h, &DamageError{file, 12, "the header is damaged"}
 	}
 	h.magic, h.version = magic, binary.LittleEndian.Uint32(b[8:])

@@ -124,7 +124,7 @@ func (t *tx) room(dir Ino, name string) (*meta, error) {
 //	before: name is not in dir.
 //	after:  name is a new inode with a number that was never used; dir's mtime and ctime are now.
 //	crash:  one record: all of it or nothing.
-func (f *FS) Mknod(dir Ino, name string, mode uint32, rdev uint64, c unionfs.Owner) (unionfs.Attr, error) {
+func (r Request) Mknod(dir Ino, name string, mode uint32, rdev uint64, c unionfs.Owner) (unionfs.Attr, error) {
 	if mode&unix.S_IFMT == 0 {
 		mode |= unix.S_IFREG
 	}
@@ -135,27 +135,27 @@ func (f *FS) Mknod(dir Ino, name string, mode uint32, rdev uint64, c unionfs.Own
 	default:
 		return unionfs.Attr{}, syscall.EINVAL
 	}
-	return f.make(dir, name, mode&(unix.S_IFMT|0o7777), rdev, "", c)
+	return r.make(dir, name, mode&(unix.S_IFMT|0o7777), rdev, "", c)
 }
 
 // Mkdir makes a directory: as Mknod, and dir has one link more, by the new one's "..".
-func (f *FS) Mkdir(dir Ino, name string, mode uint32, c unionfs.Owner) (unionfs.Attr, error) {
-	return f.make(dir, name, unix.S_IFDIR|mode&0o7777, dir, "", c)
+func (r Request) Mkdir(dir Ino, name string, mode uint32, c unionfs.Owner) (unionfs.Attr, error) {
+	return r.make(dir, name, unix.S_IFDIR|mode&0o7777, dir, "", c)
 }
 
 // Symlink makes a symbolic link: as Mknod.
-func (f *FS) Symlink(dir Ino, name, target string, c unionfs.Owner) (unionfs.Attr, error) {
+func (r Request) Symlink(dir Ino, name, target string, c unionfs.Owner) (unionfs.Attr, error) {
 	switch {
 	case target == "":
 		return unionfs.Attr{}, syscall.ENOENT
 	case len(target) >= unix.PathMax:
 		return unionfs.Attr{}, syscall.ENAMETOOLONG
 	}
-	return f.make(dir, name, unix.S_IFLNK|0o777, uint64(len(target)), target, c)
+	return r.make(dir, name, unix.S_IFLNK|0o777, uint64(len(target)), target, c)
 }
 
-func (f *FS) make(dir Ino, name string, mode uint32, val uint64, target string, c unionfs.Owner) (unionfs.Attr, error) {
-	t, err := f.begin()
+func (r Request) make(dir Ino, name string, mode uint32, val uint64, target string, c unionfs.Owner) (unionfs.Attr, error) {
+	t, err := r.begin()
 	if err != nil {
 		return unionfs.Attr{}, err
 	}
@@ -185,14 +185,14 @@ func (f *FS) make(dir Ino, name string, mode uint32, val uint64, target string, 
 	if err := t.commit(); err != nil {
 		return unionfs.Attr{}, err
 	}
-	return f.nodes[ino].attr(), nil
+	return r.nodes[ino].attr(), nil
 }
 
 // Tmpfile makes a regular file without a name.
 //
 //	before: nothing.
 //	after:  an inode with nlink 0 that Link may give its first name; Forget ends it.
-//	crash:  it is gone, as all inodes without a name.
+//	crash:  it is gone, as all inodes without a name, unless the session goes on.
 func (f *FS) Tmpfile(dir Ino, mode uint32, c unionfs.Owner) (unionfs.Attr, error) {
 	t, err := f.begin()
 	if err != nil {
@@ -226,8 +226,8 @@ func (f *FS) Tmpfile(dir Ino, mode uint32, c unionfs.Owner) (unionfs.Attr, error
 //	before: name is not in dir; ino is no directory, and has a name or is fresh from Tmpfile.
 //	after:  name is ino, whose nlink is one more and whose ctime is now; dir's mtime and ctime are now.
 //	crash:  one record: all of it or nothing.
-func (f *FS) Link(ino, dir Ino, name string) (unionfs.Attr, error) {
-	t, err := f.begin()
+func (r Request) Link(ino, dir Ino, name string) (unionfs.Attr, error) {
+	t, err := r.begin()
 	if err != nil {
 		return unionfs.Attr{}, err
 	}
@@ -236,7 +236,7 @@ func (f *FS) Link(ino, dir Ino, name string) (unionfs.Attr, error) {
 	if err != nil {
 		return unionfs.Attr{}, err
 	}
-	switch n := f.nodes[ino]; {
+	switch n := r.nodes[ino]; {
 	case m.isDir():
 		return unionfs.Attr{}, syscall.EPERM
 	case m.nlink == 0 && (n == nil || n.flags&flagLinkable == 0):
@@ -258,7 +258,7 @@ func (f *FS) Link(ino, dir Ino, name string) (unionfs.Attr, error) {
 	if err := t.commit(); err != nil {
 		return unionfs.Attr{}, err
 	}
-	return f.nodes[ino].attr(), nil
+	return r.nodes[ino].attr(), nil
 }
 
 // victim finds an entry that is to go, and returns both ends of it for the change.
@@ -296,9 +296,9 @@ func (t *tx) drop(d, m *meta) {
 //
 //	before: name is in dir.
 //	after:  it is not; the inode's nlink is one less and its ctime is now. With nlink 0 its content lives until Forget.
-//	crash:  one record: all of it or nothing; an inode without a name is gone.
-func (f *FS) Unlink(dir Ino, name string) error {
-	t, err := f.begin()
+//	crash:  one record: all of it or nothing; an inode without a name is gone, unless the session goes on.
+func (r Request) Unlink(dir Ino, name string) error {
+	t, err := r.begin()
 	if err != nil {
 		return err
 	}
@@ -318,8 +318,8 @@ func (f *FS) Unlink(dir Ino, name string) error {
 
 // Rmdir removes an empty directory: as Unlink, and dir has one link less. The directory's nlink is 0 then, and
 // nothing can be made in it.
-func (f *FS) Rmdir(dir Ino, name string) error {
-	t, err := f.begin()
+func (r Request) Rmdir(dir Ino, name string) error {
+	t, err := r.begin()
 	if err != nil {
 		return err
 	}
@@ -331,7 +331,7 @@ func (f *FS) Rmdir(dir Ino, name string) error {
 	if !m.isDir() {
 		return syscall.ENOTDIR
 	}
-	if f.dirLen(ino) != 0 {
+	if r.dirLen(ino) != 0 {
 		return syscall.ENOTEMPTY
 	}
 	t.unlink(dir, name)
@@ -368,7 +368,8 @@ func (f *FS) Readlink(ino Ino) (string, error) {
 //
 //	before: nlink is 0.
 //	after:  the number means nothing (ESTALE) and is never used again; after the next commit its content is gone.
-//	crash:  the same: recovery ends all inodes without a name.
+//	crash:  the same: recovery ends all inodes without a name, but for a session that goes on: then those that were ended before the
+//	        last record, and the others at the end of the session.
 func (f *FS) Forget(ino Ino) {
 	if f.ro {
 		return
@@ -405,6 +406,7 @@ func (f *FS) end(n *node) {
 	}
 	f.st.Lock()
 	defer f.st.Unlock()
+	f.noteGone(n)
 	u := f.cost(n)
 	f.usage.add(Usage{-u.Bytes, -u.Inodes})
 	f.setSlot(n, 0)

@@ -73,8 +73,9 @@ const (
 	flagBacking                     // a write backing is open: size and mtime are those of the data object
 	flagObject                      // regular: there may be a data object
 	flagCut                         // in the pack, and shorter than it was in its slot
+	flagGone                        // it has ended; what it had may be another's
 
-	flagsKept = flagPlain | flagSparse | flagLinkable | flagObject | flagCut // what a checkpoint has of them
+	flagsKept = flagPlain | flagSparse | flagLinkable | flagObject | flagCut | flagGone // what a checkpoint has of them
 )
 
 // node is an inode that differs from the image, or is not of the image. 104 bytes; all else is in ext.

@@ -32,6 +32,9 @@ const (
 	tagSlot      = 13 // ino unit class: the content is in this slot of the pack (pack.go)
 	tagObject    = 14 // ino: the content is in the data object, not in the pack any more
 	tagCommit    = 15 // Root seq offset: the bytes of records up to seq are on stable storage, and this journal up to offset
+	tagSession   = 16 // Root session: from here on requests are that session's (session.go)
+	tagExecuted  = 17 // Root unique: the record is what this request of the session asked for
+	tagGone      = 18 // Root count ino...: these have ended, nobody has them open any more
 
 	tagNode   = 32 // ino flags mode nlink uid gid val time*4: a whole node
 	tagRuns   = 33 // ino count (gap length)...: more runs
@@ -197,6 +200,15 @@ func (f *FS) applyOne(tag byte, d *dec) error {
 	case tagCommit:
 		d.u()
 		d.u()
+		return nil
+	case tagSession:
+		f.session.id, f.session.executed = d.u(), executed{}
+		return nil
+	case tagExecuted:
+		f.session.executed.add(d.u())
+		return nil
+	case tagGone:
+		f.applyGone(d)
 		return nil
 	}
 	if d.bad {

@@ -25,6 +25,7 @@ func (f *FS) recover() error {
 	if err != nil {
 		return err
 	}
+	f.session.goesOn = f.opts.Session != 0 && f.session.id == f.opts.Session
 	for _, name := range d.stale {
 		if err := f.disk.remove("remove journal", name); err != nil {
 			return err
@@ -364,7 +365,7 @@ func (f *FS) recoverPack() error {
 	f.pack = p
 	used := make(unitSet, 0)
 	for ino, n := range f.nodes {
-		if n.nlink == 0 {
+		if n.nlink == 0 && !f.lives(n) {
 			u := f.cost(n)
 			n.slot = 0 // it may have been ended, and its slot be another's
 			f.usage.add(Usage{Bytes: f.cost(n).Bytes - u.Bytes})
@@ -382,10 +383,10 @@ func (f *FS) recoverPack() error {
 	return p.recover(used, f.changed.Load(), f.committed.Load())
 }
 
-// endOrphans ends the inodes without a name: nobody can have them open any more.
+// endOrphans ends the inodes without a name that nobody can have open any more.
 func (f *FS) endOrphans() {
 	for _, n := range f.nodes {
-		if n.nlink == 0 {
+		if n.nlink == 0 && !f.lives(n) {
 			f.end(n)
 		}
 	}

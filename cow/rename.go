@@ -23,12 +23,12 @@ type move struct {
 //	        what was replaced has one name less. With RENAME_WHITEOUT a character device 0:0 has the old name.
 //	        Two names of one inode: nothing happens, as POSIX wants.
 //	crash:  one record: all of it or nothing. newName is never missing in between.
-func (f *FS) Rename(oldDir Ino, oldName string, newDir Ino, newName string, flags uint32) error {
+func (r Request) Rename(oldDir Ino, oldName string, newDir Ino, newName string, flags uint32) error {
 	const known = unix.RENAME_NOREPLACE | unix.RENAME_EXCHANGE | unix.RENAME_WHITEOUT
 	if flags&^known != 0 || flags&unix.RENAME_EXCHANGE != 0 && flags != unix.RENAME_EXCHANGE {
 		return syscall.EINVAL
 	}
-	t, err := f.begin()
+	t, err := r.begin()
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (f *FS) Rename(oldDir Ino, oldName string, newDir Ino, newName string, flag
 	if err := t.findMove(&m); err != nil {
 		return err
 	}
-	if err := f.checkMove(&m, flags); err != nil {
+	if err := r.checkMove(&m, flags); err != nil {
 		return err
 	}
 	if m.from == m.to {

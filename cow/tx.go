@@ -19,6 +19,9 @@ type tx struct {
 	// touched is the inode that a data or resize of this record gives the mtime and ctime of now.
 	touched Ino
 	frees   bool // the operation makes room on a disk that may be full
+	// request of the kernel that must not be executed twice, else 0; gone is how many of FS.gone the record says.
+	request uint64
+	gone    int
 	// reserved of the quota, until end.
 	reserved Usage
 }
@@ -46,7 +49,7 @@ func (f *FS) fill() *tx {
 	t := &f.tx
 	t.now = f.opts.Clock()
 	t.buf = append(t.buf[:0], make([]byte, frameHeader)...)
-	t.n, t.touched, t.frees, t.reserved = 0, 0, false, Usage{}
+	t.n, t.touched, t.frees, t.reserved, t.request, t.gone = 0, 0, false, Usage{}, 0, 0
 	return t
 }
 
@@ -176,9 +179,11 @@ func (t *tx) commit() error {
 	if len(t.buf) == frameHeader {
 		return nil
 	}
+	t.sign()
 	if err := t.append(); err != nil {
 		return err
 	}
+	f.session.gone = f.session.gone[t.gone:]
 	f.changed.Store(f.journal.last())
 	f.st.Lock()
 	err := f.apply(t.buf[frameHeader:])

@@ -150,7 +150,7 @@ func (f *FS) xattrNames(ino Ino) []string {
 //	before: with XATTR_CREATE the name is not there (EEXIST), with XATTR_REPLACE it is (ENODATA).
 //	after:  it has the value; ctime is now. A POSIX ACL sets the permission bits too.
 //	crash:  one record: all of it or nothing.
-func (f *FS) SetXattr(ino Ino, name string, value []byte, flags uint32) error {
+func (r Request) SetXattr(ino Ino, name string, value []byte, flags uint32) error {
 	if err := checkXattr(name); err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (f *FS) SetXattr(ino Ino, name string, value []byte, flags uint32) error {
 	if len(value) > maxXattr {
 		return syscall.E2BIG
 	}
-	t, err := f.begin()
+	t, err := r.begin()
 	if err != nil {
 		return err
 	}
@@ -171,13 +171,13 @@ func (f *FS) SetXattr(ino Ino, name string, value []byte, flags uint32) error {
 	if err != nil {
 		return err
 	}
-	_, there := f.xattr(ino, name)
+	_, there := r.xattr(ino, name)
 	switch {
 	case there && flags&unix.XATTR_CREATE != 0:
 		return syscall.EEXIST
 	case !there && flags&unix.XATTR_REPLACE != 0:
 		return syscall.ENODATA
-	case !there && f.xattrListLen(ino)+len(name)+1 > maxXattrList:
+	case !there && r.xattrListLen(ino)+len(name)+1 > maxXattrList:
 		return syscall.ENOSPC
 	}
 	if name == aclAccess || name == aclDefault {
@@ -203,11 +203,11 @@ func (f *FS) xattrListLen(ino Ino) (n int) {
 }
 
 // RemoveXattr removes a value: as SetXattr. ENODATA: there is none of that name, and it is no ACL.
-func (f *FS) RemoveXattr(ino Ino, name string) error {
+func (r Request) RemoveXattr(ino Ino, name string) error {
 	if err := checkXattr(name); err != nil {
 		return err
 	}
-	t, err := f.begin()
+	t, err := r.begin()
 	if err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func (f *FS) RemoveXattr(ino Ino, name string) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := f.xattr(ino, name); !ok {
+	if _, ok := r.xattr(ino, name); !ok {
 		if name == aclAccess || name == aclDefault {
 			return nil // the mode says it all
 		}

@@ -11,6 +11,7 @@ import (
 // Errors are, or wrap, a syscall.Errno; any other error reaches the kernel as EIO and is logged.
 // All methods may be called concurrently. Permission checks are the kernel's (default_permissions).
 type Backend interface {
+	Changes
 	GetAttr(ino unionfs.Ino) (unionfs.Attr, error)
 	SetAttr(ino unionfs.Ino, set unionfs.SetAttr) (unionfs.Attr, error)
 	Lookup(dir unionfs.Ino, name string) (unionfs.Attr, error)
@@ -20,14 +21,7 @@ type Backend interface {
 	ReadDir(dir unionfs.Ino, after uint64, yield func(unionfs.Dirent) bool) error
 	Readlink(ino unionfs.Ino) (string, error)
 
-	Mknod(dir unionfs.Ino, name string, mode uint32, rdev uint64, c unionfs.Owner) (unionfs.Attr, error)
-	Mkdir(dir unionfs.Ino, name string, mode uint32, c unionfs.Owner) (unionfs.Attr, error)
-	Symlink(dir unionfs.Ino, name, target string, c unionfs.Owner) (unionfs.Attr, error)
 	Tmpfile(dir unionfs.Ino, mode uint32, c unionfs.Owner) (unionfs.Attr, error)
-	Link(ino, dir unionfs.Ino, name string) (unionfs.Attr, error)
-	Unlink(dir unionfs.Ino, name string) error
-	Rmdir(dir unionfs.Ino, name string) error
-	Rename(oldDir unionfs.Ino, oldName string, newDir unionfs.Ino, newName string, flags uint32) error
 
 	// Read fills p from off and returns how much there was; less than len(p) only at the end of the file.
 	// It returns EINTR when ctx ends first.
@@ -40,12 +34,32 @@ type Backend interface {
 
 	GetXattr(ino unionfs.Ino, name string) ([]byte, error)
 	ListXattr(ino unionfs.Ino) ([]string, error)
+
+	StatFS() (unionfs.StatFS, error)
+}
+
+// Changes are the operations that fail when they are done a second time.
+type Changes interface {
+	Mknod(dir unionfs.Ino, name string, mode uint32, rdev uint64, c unionfs.Owner) (unionfs.Attr, error)
+	Mkdir(dir unionfs.Ino, name string, mode uint32, c unionfs.Owner) (unionfs.Attr, error)
+	Symlink(dir unionfs.Ino, name, target string, c unionfs.Owner) (unionfs.Attr, error)
+	Link(ino, dir unionfs.Ino, name string) (unionfs.Attr, error)
+	Unlink(dir unionfs.Ino, name string) error
+	Rmdir(dir unionfs.Ino, name string) error
+	Rename(oldDir unionfs.Ino, oldName string, newDir unionfs.Ino, newName string, flags uint32) error
 	// SetXattr takes setxattr(2)'s flags and unionfs.XattrKillSGID. A POSIX ACL goes with the mode: it sets the permission bits, and
 	// they set it; what is made in a directory with a default ACL inherits that (the kernel then enforces what it is told).
 	SetXattr(ino unionfs.Ino, name string, value []byte, flags uint32) error
 	RemoveXattr(ino unionfs.Ino, name string) error
+}
 
-	StatFS() (unionfs.StatFS, error)
+// Resumable is the optional power of a Backend that a server which takes over needs (resume.go): to know what was executed and not
+// answered. What the kernel may have open, unlinked or not, it must have kept too.
+type Resumable interface {
+	// Request returns the Backend for one request, of which it remembers, as long as what was done, that it was done.
+	Request(unique uint64) Changes
+	// Executed reports whether the operation of a request of this mount was done, by whichever server. One that failed was not.
+	Executed(unique uint64) bool
 }
 
 // Passthrough is the optional power of a Backend to name one local file that holds all of an inode's bytes.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"unsafe"
 
@@ -34,6 +35,8 @@ const (
 	// headerRoom is room for what comes with the bytes of the largest READ or WRITE. The kernel wants to see it (fs/fuse/dev.c).
 	// With it both buffers begin at a page, also one of 64 KiB.
 	headerRoom = 64 << 10
+	// inPopulated is enough for all requests but large WRITEs, SETXATTRs and BATCH_FORGETs, bytes.
+	inPopulated = 8 << 10
 )
 
 // newRequest maps the buffers: a page of them takes memory only once it was used.
@@ -44,7 +47,16 @@ func newRequest() (*request, error) {
 		return nil, fmt.Errorf("map buffers: %w", err)
 	}
 	unix.Madvise(b, unix.MADV_NOHUGEPAGE) // else the first byte takes 2 MiB; a kernel without huge pages does not know it
+	populate(b[:inPopulated])
 	return &request{in: b[:size:size], out: b[size:], wake: make(chan uint64, 1), cancel: make(chan struct{})}, nil
+}
+
+// populate has pages in place. The kernel copies a request into them when nobody else can have it any more: if it had to make a page
+// then, and we were killed meanwhile, the request would end with EIO instead of waiting for who takes over (fs/fuse/dev.c fuse_dev_do_read).
+func populate(p []byte) {
+	for i := 0; i < len(p); i += os.Getpagesize() {
+		p[i] = 0
+	}
 }
 
 // smallBuffer is how much of a buffer stays in memory when nothing happens, bytes.

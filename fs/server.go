@@ -31,6 +31,9 @@ type Options struct {
 	Device string
 	// Latency says when idle CPUs are kept awake for us: LatencyAuto when empty.
 	Latency string
+	// Resume goes on with a mount that another server has served, which is dead. It needs the cached rung, a Backend with Resumable
+	// that knows what the other one did, and Linux 6.9: else ErrNoResume.
+	Resume *Session
 }
 
 // A Server answers the requests of one mount.
@@ -66,7 +69,12 @@ func newServer(fuse *os.File, b Backend, o Options) (*Server, error) {
 	}
 	s := &Server{wire: newWire(b, o.Log)}
 	var err error
-	if s.conn, err = newConn(fuse, s.wire, mountOptions(o)); err != nil {
+	if o.Resume != nil {
+		s.conn, err = resumeConn(fuse, s.wire, o)
+	} else {
+		s.conn, err = newConn(fuse, s.wire, mountOptions(o))
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.wire.dead = s.conn.dead
@@ -126,6 +134,9 @@ func (s *Server) Serve() error {
 	return errors.Join(err, s.conn.close())
 }
 
+// Session returns what a server needs that takes over from this one.
+func (s *Server) Session() Session { return Session{Flags: s.conn.flags} }
+
 // Stats returns what has been counted so far.
 func (s *Server) Stats() Stats { return s.wire.stats() }
 
@@ -147,9 +158,9 @@ func mountOptions(o Options) *fuse.MountOptions {
 		// READDIRPLUS_AUTO: attributes come with the names only where they were wanted before; ls of 20,000 names takes 22 small
 		// requests instead of 100 big ones, find -ls no more than without.
 		// DONT_MASK: a default ACL goes before the umask. SETXATTR_EXT: an access ACL may clear the set-group-id bit.
-		// EXPORT_SUPPORT: a file handle is good for a file that the kernel has forgotten; it asks for "." of the node, and for "..".
+		// HAS_RESEND: see resume.go. EXPORT_SUPPORT: a file handle is good for a file that the kernel has forgotten; it asks for "." of the node, and for "..".
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_READDIRPLUS_AUTO |
-			fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT | fuse.CAP_EXPORT_SUPPORT,
+			fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT | fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HAS_RESEND,
 		EnableAcl:            true,
 		DisabledCapabilities: without,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
@@ -158,6 +169,7 @@ func mountOptions(o Options) *fuse.MountOptions {
 
 func newWire(b Backend, log *slog.Logger) *wire {
 	w := &wire{RawFileSystem: fuse.NewDefaultRawFileSystem(), b: b, log: log}
+	w.resumable, _ = b.(Resumable)
 	w.start = time.Now()
 	return w
 }

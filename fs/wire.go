@@ -16,13 +16,16 @@ import (
 // POSIX locks live in the kernel, shared by all who open the node.
 type wire struct {
 	fuse.RawFileSystem
-	b    Backend
-	log  *slog.Logger
-	dead func() bool // whether the connection has ended
+	b         Backend
+	resumable Resumable // b, or nil
+	log       *slog.Logger
+	dead      func() bool // whether the connection has ended
 	// waits is told when the request with that cancel channel is about to wait for something slow.
 	waits func(cancel <-chan struct{})
 
 	opens *openTable // nil on the cached rung
+	// known asks the kernel whether it has the node; nil if we have served it from its beginning.
+	known func(node uint64) bool
 	refs  refs
 	counters
 }
@@ -207,7 +210,11 @@ func decodeSetAttr(in *fuse.SetAttrInCommon, now time.Time) unionfs.SetAttr {
 func (w *wire) Forget(node, lookups uint64) {
 	w.count(opForget)
 	ino := inoOf(node)
-	if !w.refs.drop(ino, lookups) {
+	last := w.refs.drop(ino, lookups)
+	if w.known != nil {
+		last = w.orphaned(ino) && !w.known(node)
+	}
+	if !last {
 		return
 	}
 	if w.opens != nil {

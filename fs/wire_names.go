@@ -37,28 +37,28 @@ func (w *wire) made(a *unionfs.Attr, err error, op string, node uint64, out *fus
 // Mknod implements fuse.RawFileSystem.
 func (w *wire) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
 	w.count(opMknod)
-	a, err := w.b.Mknod(inoOf(in.NodeId), name, in.Mode, uint64(in.Rdev), owner(&in.InHeader, in.Umask))
+	a, err := w.changes(&in.InHeader).Mknod(inoOf(in.NodeId), name, in.Mode, uint64(in.Rdev), owner(&in.InHeader, in.Umask))
 	return w.made(&a, err, "MKNOD", in.NodeId, out)
 }
 
 // Mkdir implements fuse.RawFileSystem.
 func (w *wire) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	w.count(opMkdir)
-	a, err := w.b.Mkdir(inoOf(in.NodeId), name, in.Mode&07777, owner(&in.InHeader, in.Umask))
+	a, err := w.changes(&in.InHeader).Mkdir(inoOf(in.NodeId), name, in.Mode&07777, owner(&in.InHeader, in.Umask))
 	return w.made(&a, err, "MKDIR", in.NodeId, out)
 }
 
 // Symlink implements fuse.RawFileSystem.
 func (w *wire) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	w.count(opSymlink)
-	a, err := w.b.Symlink(inoOf(in.NodeId), name, target, owner(in, 0))
+	a, err := w.changes(in).Symlink(inoOf(in.NodeId), name, target, owner(in, 0))
 	return w.made(&a, err, "SYMLINK", in.NodeId, out)
 }
 
 // Link implements fuse.RawFileSystem.
 func (w *wire) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	w.count(opLink)
-	a, err := w.b.Link(inoOf(in.Oldnodeid), inoOf(in.NodeId), name)
+	a, err := w.changes(&in.InHeader).Link(inoOf(in.Oldnodeid), inoOf(in.NodeId), name)
 	return w.made(&a, err, "LINK", in.NodeId, out)
 }
 
@@ -75,19 +75,19 @@ func (w *wire) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Stat
 // Unlink implements fuse.RawFileSystem.
 func (w *wire) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	w.count(opUnlink)
-	return w.status(w.b.Unlink(inoOf(in.NodeId), name), "UNLINK", in.NodeId)
+	return w.status(w.changes(in).Unlink(inoOf(in.NodeId), name), "UNLINK", in.NodeId)
 }
 
 // Rmdir implements fuse.RawFileSystem.
 func (w *wire) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	w.count(opRmdir)
-	return w.status(w.b.Rmdir(inoOf(in.NodeId), name), "RMDIR", in.NodeId)
+	return w.status(w.changes(in).Rmdir(inoOf(in.NodeId), name), "RMDIR", in.NodeId)
 }
 
 // Rename implements fuse.RawFileSystem; RENAME2 comes here too, with flags.
 func (w *wire) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
 	w.count(opRename)
-	err := w.b.Rename(inoOf(in.NodeId), oldName, inoOf(in.Newdir), newName, in.Flags)
+	err := w.changes(&in.InHeader).Rename(inoOf(in.NodeId), oldName, inoOf(in.Newdir), newName, in.Flags)
 	return w.status(err, "RENAME", in.NodeId)
 }
 

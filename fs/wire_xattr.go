@@ -65,11 +65,11 @@ func (w *wire) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, val
 	if in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
 		flags |= unionfs.XattrKillSGID
 	}
-	return w.status(w.b.SetXattr(inoOf(in.NodeId), name, value, flags), "SETXATTR", in.NodeId)
+	return w.status(w.changes(&in.InHeader).SetXattr(inoOf(in.NodeId), name, value, flags), "SETXATTR", in.NodeId)
 }
 
 // RemoveXAttr implements fuse.RawFileSystem.
 func (w *wire) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	w.count(opRemovexattr)
-	return w.status(w.b.RemoveXattr(inoOf(in.NodeId), name), "REMOVEXATTR", in.NodeId)
+	return w.status(w.changes(in).RemoveXattr(inoOf(in.NodeId), name), "REMOVEXATTR", in.NodeId)
 }

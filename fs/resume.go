@@ -45,7 +45,7 @@ func resumeConn(file *os.File, w *wire, o Options) (*conn, error) {
 	c := &conn{file: file, fd: int(file.Fd()), flags: o.Resume.Flags}
 	switch {
 	case c.flags&fuse.CAP_HAS_RESEND == 0:
-		return nil, fmt.Errorf("%w: the kernel cannot repeat requests (Linux 6.9 can)", ErrNoResume)
+		return nil, fmt.Errorf("%w: the kernel cannot send requests again (Linux 6.9 can)", ErrNoResume)
 	case o.IO == IOPassthrough:
 		return nil, fmt.Errorf("%w: how its files are open is lost", ErrNoResume)
 	case w.resumable == nil:

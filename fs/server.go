@@ -134,6 +134,14 @@ func (s *Server) Serve() error {
 	return errors.Join(err, s.conn.close())
 }
 
+// IO returns the rung that the mount is on: IOCached or IOPassthrough.
+func (s *Server) IO() string {
+	if s.wire.opens != nil {
+		return IOPassthrough
+	}
+	return IOCached
+}
+
 // Session returns what a server needs that takes over from this one.
 func (s *Server) Session() Session { return Session{Flags: s.conn.flags} }
 

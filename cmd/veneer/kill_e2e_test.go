@@ -96,8 +96,9 @@ func TestKilledProcess(t *testing.T) {
 	k.checkEnd(137)
 }
 
-func TestKilledServer(t *testing.T) {
-	k := startVictim(t)
+// The passthrough rung cannot be taken over.
+func TestKilledServerOfPassthrough(t *testing.T) {
+	k := startVictim(t, "--io", "passthrough")
 	k.server(k.id).signal(unix.SIGKILL)
 	if code := k.end(); code != 125 || k.stderr.String() != "veneer: the file server died; what the container wrote is kept\n" {
 		t.Errorf("exit status %d, stderr %q; want 125", code, k.stderr)

@@ -36,6 +36,7 @@ var commands = []func(*app) *cobra.Command{
 	newOverlayCmd,
 	newUmountCmd,
 	newPsCmd,
+	newInspectCmd,
 	newRmCmd,
 	newDiffCmd,
 	newExportCmd,

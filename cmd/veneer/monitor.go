@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/signal"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/veneerfs/veneer/fs"
 	"github.com/veneerfs/veneer/runtime"
 )
 
@@ -25,7 +27,8 @@ import (
 //
 //	command line   the container goes on; a terminal's output is read and dropped
 //	process        the monitor unmounts, waits for the server, records the end
-//	server         the monitor kills the process: exit 125
+//	server         the monitor starts another one, which goes on (monitor_takeover.go); where that cannot be, it kills the
+//	               process: exit 125
 //	monitor        the server kills the process and records the end (server.settle)
 //	both           who next takes the container's lock settles it (state.go)
 type monitor struct {
@@ -41,11 +44,15 @@ type monitor struct {
 
 	box    *sandbox
 	server *serverClient
-	proc   *runtime.Container
-	output *outputLog  // with -d
-	spec   *specs.Spec // of the process; nil once it is written down
-	state  state
-	ran    bool // the process, as opposed to what was to become it
+	args   []string // of the server
+	device string   // MAJ:MIN of the mount
+	// session of the writable layer; 0 if no server takes over from another one.
+	session uint64
+	proc    *runtime.Container
+	output  *outputLog  // with -d
+	spec    *specs.Spec // of the process; nil once it is written down
+	state   state
+	ran     bool // the process, as opposed to what was to become it
 
 	// fuse is the mount's /dev/fuse. With the server dead, requests wait until it is closed.
 	fuse  fuseHandle
@@ -82,7 +89,8 @@ func monitorMain(args []string) int {
 // main returns the exit status of the monitor, which only tells whether it did its own work.
 func (m *monitor) main(name, level string) int {
 	var err error
-	if m.server, err = newServer([]string{name, m.run(m.id), level}, m.lock, os.Stderr, m.streams[2]); err != nil {
+	m.args = []string{name, m.run(m.id), level}
+	if m.server, err = newServer(m.args, m.lock, os.Stderr, m.streams[2]); err != nil {
 		m.discard(&container{ID: m.id, Name: name})
 		return m.report(runOutcome{exitVeneer, fmt.Sprintf("start the file server: %v", err)})
 	}
@@ -100,6 +108,9 @@ func (m *monitor) main(name, level string) int {
 		m.clearUp()
 		<-m.server.ended
 		return m.report(runOutcome{exitVeneer, err.Error()})
+	}
+	if m.c.IO != fs.IOPassthrough {
+		m.session = rand.Uint64() | 1
 	}
 	return m.report(m.live())
 }
@@ -139,7 +150,11 @@ func (m *monitor) live() runOutcome {
 	if err == nil {
 		out = m.attend()
 	}
-	if err := m.clearUp(); err != nil && out.Message == "" {
+	switch err := m.clearUp(); {
+	case err == nil || out.Message != "":
+	case errors.Is(err, errServerDied): // the process had all its answers
+		m.log.Warn("the file server died at the end; what the container wrote is kept")
+	default:
 		out = runOutcome{exitVeneer, err.Error()}
 	}
 	m.record(out)
@@ -147,7 +162,7 @@ func (m *monitor) live() runOutcome {
 	return out
 }
 
-// attend stays until the process, or the server under it, has ended.
+// attend stays until the process has ended, or the server under it and no other one can go on.
 func (m *monitor) attend() runOutcome {
 	for _, sig := range m.early {
 		m.pass(sig)
@@ -162,16 +177,18 @@ func (m *monitor) attend() runOutcome {
 		}
 		exited <- runOutcome{Code: st.ExitCode()}
 	}()
+	heirs := &heirs{monitor: m, died: m.server.died}
 	for {
 		select {
 		case out := <-exited:
-			select {
-			case <-m.server.died:
-				return serverDied
-			default:
-				return out
+			heirs.settle()
+			return out
+		case <-heirs.died:
+			heirs.look()
+		case s := <-heirs.next:
+			if heirs.take(s) {
+				continue
 			}
-		case <-m.server.died:
 			m.proc.Kill()
 			m.fuse.close() // who waits in the kernel for an answer of the dead server wakes up, to die
 			<-exited

@@ -97,6 +97,7 @@ func (m *monitor) start(ctx context.Context, giveUp context.CancelCauseFunc) err
 		}
 		created <- err
 	}()
+	m.device = device
 	if err := m.server.serve(serveJob{Device: device}, m.fuse.file); err != nil {
 		giveUp(err)
 		m.fuse.close()
@@ -132,7 +133,7 @@ func (m *monitor) serverJob() serverJob {
 	return serverJob{
 		Places: m.places, Container: m.id, Remove: m.c.Remove,
 		Command: m.c.Args, Image: m.c.Image, Manifest: m.c.Manifest, remote: m.c.remote, State: m.file(m.id, "delta"),
-		IO: m.c.IO, Storage: m.c.Storage, Latency: m.c.Latency, Stats: m.c.Stats, Before: m.job.Before,
+		Session: m.session, IO: m.c.IO, Storage: m.c.Storage, Latency: m.c.Latency, Stats: m.c.Stats, Before: m.job.Before,
 	}
 }
 
@@ -171,16 +172,28 @@ func (m *monitor) guard() error {
 		return err
 	}
 	m.state.Process, m.state.Status, m.state.Started = id, statusRunning, time.Now().UTC()
-	pidfd, err := unix.PidfdOpen(id.PID, 0)
+	if err := m.guardWith(m.server); err != nil {
+		return err
+	}
+	m.noteServer()
+	return m.saveState(m.id, &m.state)
+}
+
+// guardWith has a server end the process should we die.
+func (m *monitor) guardWith(s *serverClient) error {
+	pidfd, err := unix.PidfdOpen(m.proc.Pid(), 0)
 	if err != nil {
-		return fmt.Errorf("open process %d: %w", id.PID, err)
+		return fmt.Errorf("open process %d: %w", m.proc.Pid(), err)
 	}
 	f := os.NewFile(uintptr(pidfd), "pidfd")
 	defer f.Close()
-	if err := m.server.guard(f); err != nil {
-		return err
-	}
-	return m.saveState(m.id, &m.state)
+	return s.guard(f)
+}
+
+// noteServer records who serves.
+func (m *monitor) noteServer() {
+	m.state.Server, _ = identify(m.server.proc.Pid) // nobody, if it is dead again
+	m.state.IO = m.server.says.IO
 }
 
 // announce tells the command line that the process runs.

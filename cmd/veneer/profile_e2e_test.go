@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -113,7 +112,7 @@ func TestPullLazy(t *testing.T) {
 	l.veneer("run", "--rm", image, "echo", "started").check(t, 0, "started\n", "")
 }
 
-// A server that is killed while it learns leaves the profile that was there.
+// A server that is killed while it learns leaves the profile that was there, and the one that goes on does not learn.
 func TestKilledServerKeepsTheProfile(t *testing.T) {
 	l := newLab(t)
 	image, _ := l.profileImage()
@@ -121,15 +120,11 @@ func TestKilledServerKeepsTheProfile(t *testing.T) {
 	before := l.want("profile", "export", image)
 	l.want("run", "-d", "--name", "learns", image, "sh", "-c", "cat /data/01 > /dev/null; sleep 1000")
 	id := l.only()
-	server := l.server(id)
-	if err := exec.Command("kill", "-9", fmt.Sprint(server.PID)).Run(); err != nil {
-		t.Fatal(err)
-	}
-	l.awaitEnd(id)
+	l.killServer(id, 1)
+	l.want("rm", "-f", "learns")
 	if after := l.want(append([]string{"profile", "export", image}, readThree...)...); after != before {
 		t.Errorf("the profile is another:\n%s\n%s", before, after)
 	}
-	l.want("rm", "learns")
 	if left, _ := os.ReadDir(filepath.Join(l.places.Root, "tmp")); len(left) > 1 {
 		t.Errorf("left: %v", left)
 	}

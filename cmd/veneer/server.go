@@ -55,7 +55,7 @@ func serverMain(args []string) int {
 		s.close()
 		return exitVeneer
 	}
-	s.link.send(fromServer{Ready: true})
+	s.link.send(fromServer{Ready: &readySays{Session: s.fs.Session(), IO: s.fs.IO()}})
 	return s.serve()
 }
 
@@ -87,7 +87,7 @@ func (s *server) begin() error {
 		return errors.New("a server without a mount")
 	}
 	s.fs, err = fs.NewServer(files[0], s.figures.watch(s.tree), fs.Options{
-		IO: s.job.IO, Latency: s.job.Latency, Log: s.log, Device: msg.Serve.Device,
+		IO: s.job.IO, Latency: s.job.Latency, Log: s.log, Device: msg.Serve.Device, Resume: msg.Serve.Resume,
 	})
 	if err != nil {
 		return err

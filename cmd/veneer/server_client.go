@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/veneerfs/veneer/fs"
 	"github.com/veneerfs/veneer/runtime/spawn"
 )
 
@@ -19,10 +20,15 @@ type (
 		Guard bool       `json:"guard,omitempty"` // comes with a pidfd of the container's process
 	}
 	fromServer struct {
-		Opened bool   `json:"opened,omitempty"` // what Open said
-		Ready  bool   `json:"ready,omitempty"`
-		Closed bool   `json:"closed,omitempty"` // the mount is gone and everything is written; the last message
-		Error  string `json:"error,omitempty"`
+		Opened bool       `json:"opened,omitempty"` // what Open said
+		Ready  *readySays `json:"ready,omitempty"`
+		Closed bool       `json:"closed,omitempty"` // the mount is gone and everything is written; the last message
+		Error  string     `json:"error,omitempty"`
+	}
+	// readySays is how a server serves.
+	readySays struct {
+		Session fs.Session `json:"session"`
+		IO      string     `json:"io"` // the rung that it is on
 	}
 	// serverJob says what to serve.
 	serverJob struct {
@@ -37,6 +43,8 @@ type (
 		Dirs     []string `json:"-"`               // layers in place of an image, bottom first; 500 of them are longer than a message
 		State    string   `json:"state,omitempty"` // directory of the writable layer; "" serves read-only
 		Storage  storage  `json:"storage,omitzero"`
+		// Session of the writable layer that a server which takes over goes on with; 0 if none will.
+		Session uint64 `json:"session,omitempty"`
 
 		remote
 		Command []string `json:"command,omitempty"` // of the container
@@ -53,8 +61,9 @@ type (
 		Requests int64         `json:"requests"` // for layers
 	}
 	serveJob struct {
-		Device string `json:"device"`           // MAJ:MIN of the mount
-		Record string `json:"record,omitempty"` // of a mount: the directory to remove at the end
+		Resume *fs.Session `json:"resume,omitempty"` // of the server that served before
+		Device string      `json:"device"`           // MAJ:MIN of the mount
+		Record string      `json:"record,omitempty"` // of a mount: the directory to remove at the end
 	}
 )
 
@@ -71,6 +80,7 @@ type serverClient struct {
 	link   *link
 	device string        // MAJ:MIN of the mount; "" before serve
 	opened chan struct{} // closed when it has opened what it was told to
+	says   readySays     // valid once serve has returned nil
 	ready  chan error    // one result of serve, or of an open that went wrong
 	closed chan struct{} // closed when it has closed what it served, or ended without
 	died   chan struct{} // closed when it ended without
@@ -119,6 +129,9 @@ func (s *serverClient) listen() {
 			done, s.err = true, err
 			close(s.closed)
 		default:
+			if msg.Ready != nil {
+				s.says = *msg.Ready
+			}
 			s.ready <- err
 		}
 	}

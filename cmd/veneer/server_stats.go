@@ -68,6 +68,9 @@ type watched struct {
 	g *figures
 }
 
+// Request makes the writable layer an fs.Resumable.
+func (w *watched) Request(unique uint64) fs.Changes { return w.FS.Request(unique) }
+
 func (w *watched) Read(ctx context.Context, ino unionfs.Ino, p []byte, off int64) (int, error) {
 	w.g.read()
 	return w.servedTree.Read(ctx, ino, p, off)

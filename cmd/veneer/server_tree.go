@@ -54,7 +54,7 @@ func (t *servedTree) openImage(job serverJob, log *slog.Logger) error {
 		return nil
 	}
 	var err error
-	if t.FS, err = cow.Open(job.State, t.tree, t.contents, job.Storage.limit(cow.Options{Log: log})); err != nil {
+	if t.FS, err = cow.Open(job.State, t.tree, t.contents, job.Storage.limit(cow.Options{Log: log, Session: job.Session})); err != nil {
 		return err
 	}
 	if err := job.noteLower(); err != nil { // a full disk must not keep anybody from removing files

@@ -32,7 +32,10 @@ const exitKilled = 128 + 9
 // both monitor and server left: whoever takes the lock then calls places.settle.
 type state struct {
 	Status   string    `json:"status"`
-	Process  process   `json:"process,omitzero"` // PID 1 of the container, from before it runs
+	Process  process   `json:"process,omitzero"`    // PID 1 of the container, from before it runs
+	Server   process   `json:"server,omitzero"`     // the last one
+	IO       string    `json:"io,omitempty"`        // the rung of the mount
+	TakeOver int       `json:"takeOvers,omitempty"` // how many servers went on in the place of one that died
 	Started  time.Time `json:"started,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
 	ExitCode int       `json:"exitCode"`
@@ -101,5 +104,5 @@ func (p places) endAll(c *container) (*state, error) {
 // exited records the end.
 func (s *state) exited(code int, message string) {
 	s.Status, s.ExitCode, s.Error, s.Finished = statusExited, code, message, time.Now().UTC()
-	s.Process = process{}
+	s.Process, s.Server = process{}, process{}
 }

@@ -120,7 +120,7 @@ func TestTerminal(t *testing.T) {
 
 func TestTerminalOfAnEndedContainerIsRestored(t *testing.T) {
 	l := newLab(t)
-	tt := l.terminal("run", "-it", l.image(), "sh", "-c", "echo ready; sleep 1000")
+	tt := l.terminal("run", "-it", "--io", "passthrough", l.image(), "sh", "-c", "echo ready; sleep 1000")
 	tt.await("ready\r\n")
 	l.server(l.only()).signal(unix.SIGKILL)
 	tt.await("the file server died; what the container wrote is kept\r\n")

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,6 +35,8 @@ type loop struct {
 	dispatch func(*request) int // answers a request into its out, and returns the length of the reply: 0 for none
 	log      *slog.Logger
 	latency  *latency
+	// first is told of requests before they count as read, until it returns true; nil mostly. Only the hot reader uses it.
+	first func(h *fuse.InHeader) bool
 
 	turn     atomic.Uint64
 	watching atomic.Bool
@@ -139,7 +142,9 @@ func (l *loop) next(r *request) syscall.Errno {
 		n, _, errno := syscall.Syscall(unix.SYS_READ, uintptr(l.fd), uintptr(unsafe.Pointer(&r.in[0])), uintptr(len(r.in)))
 		switch errno {
 		case 0:
-			r.begin(int(n))
+			if r.begin(int(n)); l.first != nil && r.n >= inHeaderSize && l.first(r.header()) {
+				l.first = nil
+			}
 			return 0
 		case unix.EINTR, unix.EAGAIN, unix.ENOENT: // ENOENT: it was interrupted before we had it
 		default:

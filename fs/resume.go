@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -24,6 +25,9 @@ import (
 //	              and it cannot          Changes: the Backend knows that it was done. Its answer is what is there now, for the kernel
 //	                                     holds the directory's lock until it has it
 //
+// A kernel before 6.9 cannot send again. Then what was read and not answered is EIO: the numbers of requests count up, so all before
+// the first that we read are answered, whether somebody waits for them or not.
+//
 // Handles we have none, node IDs are inode numbers, positions in directories and locks do not depend on us. Only how often the kernel knows an
 // inode is lost. It is asked instead, when it forgets one that has no name.
 //
@@ -33,6 +37,9 @@ import (
 type Session struct {
 	Flags uint64 `json:"flags"` // what INIT agreed on
 }
+
+// Resends reports whether the kernel can send requests again. If not, what was in flight fails when the next request comes.
+func (s *Session) Resends() bool { return s.Flags&fuse.CAP_HAS_RESEND != 0 }
 
 // ErrNoResume says that a mount cannot be taken over. Its requests wait until the descriptor is closed.
 var ErrNoResume = errors.New("the mount cannot be taken over")
@@ -44,19 +51,40 @@ const resent = 1 << 63
 func resumeConn(file *os.File, w *wire, o Options) (*conn, error) {
 	c := &conn{file: file, fd: int(file.Fd()), flags: o.Resume.Flags}
 	switch {
-	case c.flags&fuse.CAP_HAS_RESEND == 0:
-		return nil, fmt.Errorf("%w: the kernel cannot send requests again (Linux 6.9 can)", ErrNoResume)
 	case o.IO == IOPassthrough:
 		return nil, fmt.Errorf("%w: how its files are open is lost", ErrNoResume)
 	case w.resumable == nil:
 		return nil, fmt.Errorf("%w: nobody knows which requests were executed", ErrNoResume)
 	}
 	w.known = func(node uint64) bool { return c.InodeNotify(node, -1, 0) != fuse.ENOENT }
+	if !o.Resume.Resends() {
+		return c, nil
+	}
 	m := fuse.OutHeader{Length: uint32(outHeaderSize), Status: -fuse.NOTIFY_RESEND} // Unique 0: no reply
 	if _, err := unix.Write(c.fd, unsafe.Slice((*byte)(unsafe.Pointer(&m)), outHeaderSize)); err != nil {
 		return nil, fmt.Errorf("ask for what was not answered: %w", err)
 	}
 	return c, nil
+}
+
+// failBefore answers EIO to all requests before one that the kernel has queued. Its own number it gives FORGET only when that is read.
+func (c *conn) failBefore(h *fuse.InHeader) bool {
+	switch h.Opcode {
+	case codeForget, codeBatchForget, codeInterrupt:
+		return false
+	}
+	const step = 2 // between two numbers; odd ones are of INTERRUPT (dev.c FUSE_REQ_ID_STEP)
+	go func(before uint64) {
+		for unique := before; unique > step; {
+			unique -= step
+			m := fuse.OutHeader{Length: uint32(outHeaderSize), Status: -int32(syscall.EIO), Unique: unique}
+			// ENOENT: nobody waits for it.
+			if s := c.notify(unsafe.Slice((*byte)(unsafe.Pointer(&m)), outHeaderSize)); s != fuse.OK && s != fuse.ENOENT {
+				return // the mount is gone
+			}
+		}
+	}(h.Unique)
+	return true
 }
 
 // changes returns the Backend for a request that must not be executed twice.

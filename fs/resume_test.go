@@ -375,6 +375,27 @@ func TestLocksAndListingsOutliveTheServer(t *testing.T) {
 	}
 }
 
+// Where the kernel cannot send again what was in flight fails, and nothing hangs.
+func TestWithoutResendWhatWasInFlightFails(t *testing.T) {
+	f := newResumableFS()
+	r := newRelay(t, f)
+	done, later := make(chan error, 1), make(chan error, 1)
+	go func() { done <- unix.Mkdir(r.dir+"/d", 0o755) }()
+	r.dieAt(codeMkdir, true)
+	r.o.Resume.Flags &^= fuse.CAP_HAS_RESEND
+	go func() { later <- unix.Statfs(r.dir, new(unix.Statfs_t)) }() // it waits for a server, or comes after
+	r.serve()
+	if err := <-done; err != unix.EIO {
+		t.Errorf("what was in flight: %v; want EIO", err)
+	}
+	if err := <-later; err != nil {
+		t.Errorf("what came later: %v", err)
+	}
+	if err := unix.Mkdir(r.dir+"/e", 0o755); err != nil {
+		t.Errorf("a new request: %v", err)
+	}
+}
+
 func TestWhatCannotBeResumed(t *testing.T) {
 	r := newRelay(t, newResumableFS())
 	s, err := r.server()
@@ -385,12 +406,10 @@ func TestWhatCannotBeResumed(t *testing.T) {
 	if session.Flags&fuse.CAP_HAS_RESEND == 0 {
 		t.Skip("SKIP: no take-over was tested: this kernel cannot send requests again (Linux 6.9 can)")
 	}
-	without := Session{Flags: session.Flags &^ fuse.CAP_HAS_RESEND}
 	for name, c := range map[string]struct {
 		b Backend
 		o Options
 	}{
-		"no resend":    {newResumableFS(), Options{Resume: &without}},
 		"passthrough":  {newResumableFS(), Options{Resume: &session, IO: IOPassthrough}},
 		"no Resumable": {newFakeFS(), Options{Resume: &session}},
 	} {

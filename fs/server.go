@@ -32,7 +32,7 @@ type Options struct {
 	// Latency says when idle CPUs are kept awake for us: LatencyAuto when empty.
 	Latency string
 	// Resume goes on with a mount that another server has served, which is dead. It needs the cached rung, a Backend with Resumable
-	// that knows what the other one did, and Linux 6.9: else ErrNoResume.
+	// that knows what the other one did: else ErrNoResume.
 	Resume *Session
 }
 
@@ -81,6 +81,9 @@ func newServer(fuse *os.File, b Backend, o Options) (*Server, error) {
 	s.loop = newLoop(s.conn.fd, o.Log, newLatency(o.Latency))
 	s.loop.dispatch = (&dispatcher{wire: s.wire, loop: s.loop, flags: s.conn.flags}).handle
 	s.wire.waits = s.loop.waits
+	if o.Resume != nil && !o.Resume.Resends() {
+		s.loop.first = s.conn.failBefore
+	}
 	if o.IO == IOPassthrough {
 		s.climb(o.Log)
 	}

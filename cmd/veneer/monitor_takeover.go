@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // heirs finds servers that go on in the place of dead ones.
@@ -59,6 +62,9 @@ func (h *heirs) begin(before readySays) *serverClient {
 	}
 	if err == nil {
 		h.guardWith(s) // in vain if the process has ended, or s has; either is noticed
+		if !before.Session.Resends() {
+			go h.ask()
+		}
 		return s
 	}
 	s.proc.Kill()
@@ -69,6 +75,11 @@ func (h *heirs) begin(before readySays) *serverClient {
 	}
 	h.log.Error("no file server can go on", "err", err)
 	return nil
+}
+
+// ask makes a request, which ends the wait of those that were in flight (fs/resume.go). It returns when it is answered, or the mount has ended.
+func (h *heirs) ask() {
+	unix.Statfs(fmt.Sprintf("/proc/%d/root", h.proc.Pid()), new(unix.Statfs_t))
 }
 
 // take has s go on, and returns false if there is none.

@@ -78,7 +78,7 @@ func (l *lab) killServer(id string, nth int) {
 	}
 }
 
-// needResend skips a test on kernels on which no server goes on for another one.
+// needResend skips a test on kernels on which requests that are in flight fail.
 func needResend(t *testing.T) {
 	t.Helper()
 	var u unix.Utsname

@@ -73,6 +73,9 @@ func (d *dispatcher) handle(r *request) (n int) {
 		d.wire.log.Error("a request without a header", "bytes", r.n)
 		return 0
 	}
+	if h := r.header(); d.wire.nested && h.NodeId == fuse.FUSE_ROOT_ID && h.Opcode != codeInterrupt && h.Opcode != codeBatchForget {
+		return d.outer(r)
+	}
 	switch r.header().Opcode {
 	case codeLookup, codeGetattr, codeSetattr, codeReadlink, codeAccess, codeStatfs, codeStatx, codeForget, codeBatchForget:
 		return d.inode(r)

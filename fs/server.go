@@ -29,6 +29,8 @@ type Options struct {
 	Log *slog.Logger // nothing is logged when nil
 	// Device is the mount's "MAJ:MIN" (MountDevice); if given, its read-ahead is raised.
 	Device string
+	// Nested puts the tree's root into the mount's, as InnerRoot.
+	Nested bool
 	// Latency says when idle CPUs are kept awake for us: LatencyAuto when empty.
 	Latency string
 	// Resume goes on with a mount that another server has served, which is dead. It needs the cached rung, a Backend with Resumable
@@ -77,6 +79,7 @@ func newServer(fuse *os.File, b Backend, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.wire.nested = o.Nested
 	s.wire.dead = s.conn.dead
 	s.loop = newLoop(s.conn.fd, o.Log, newLatency(o.Latency))
 	s.loop.dispatch = (&dispatcher{wire: s.wire, loop: s.loop, flags: s.conn.flags}).handle

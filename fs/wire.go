@@ -23,7 +23,8 @@ type wire struct {
 	// waits is told when the request with that cancel channel is about to wait for something slow.
 	waits func(cancel <-chan struct{})
 
-	opens *openTable // nil on the cached rung
+	nested bool       // the tree's root is not the mount's: see outer
+	opens  *openTable // nil on the cached rung
 	// known asks the kernel whether it has the node; nil if we have served it from its beginning.
 	known func(node uint64) bool
 	refs  refs
@@ -43,6 +44,9 @@ func inoOf(node uint64) unionfs.Ino { return node & inoMask }
 
 // nodeOf returns the node ID of ino.
 func (w *wire) nodeOf(ino unionfs.Ino) uint64 {
+	if w.nested && ino == unionfs.Root {
+		return innerNode
+	}
 	if w.opens == nil {
 		return ino
 	}

@@ -87,7 +87,7 @@ func (s *server) begin() error {
 		return errors.New("a server without a mount")
 	}
 	s.fs, err = fs.NewServer(files[0], s.figures.watch(s.tree), fs.Options{
-		IO: s.job.IO, Latency: s.job.Latency, Log: s.log, Device: msg.Serve.Device, Resume: msg.Serve.Resume,
+		IO: s.job.IO, Latency: s.job.Latency, Nested: s.job.Container != "", Log: s.log, Device: msg.Serve.Device, Resume: msg.Serve.Resume,
 	})
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/veneerfs/veneer/fs"
 	"github.com/veneerfs/veneer/runtime"
 )
 
@@ -93,7 +95,7 @@ func mergeEnv(env, more []string) []string {
 // newSpec makes the OCI runtime spec of c.
 func newSpec(p places, c *container, width, height uint16) *specs.Spec {
 	s := runtime.DefaultSpec()
-	s.Root = &specs.Root{Path: p.runFile(c.ID, "rootfs"), Readonly: c.ReadOnly}
+	s.Root = &specs.Root{Path: filepath.Join(p.runFile(c.ID, "rootfs"), fs.InnerRoot), Readonly: c.ReadOnly}
 	s.Hostname = c.Hostname
 	s.Process.Args = c.Args
 	s.Process.Cwd = c.WorkDir

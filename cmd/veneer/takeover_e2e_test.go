@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/veneerfs/veneer/fetcher/fetchtest"
 )
 
 // worker is a shell script that looks at all it gets from the mount, until /ctl/stop is there. Its argument is its name.
@@ -200,5 +202,37 @@ func TestServersThatDieAtOnceHaveNoHeirs(t *testing.T) {
 		s.Server.signal(unix.SIGKILL)
 	}
 	l.awaitEnd(id)
+	l.checkNoLeaks(id)
+}
+
+// A read that waits for the registry when its server is killed gets its bytes from the next one.
+func TestServerIsKilledWhileItFetches(t *testing.T) {
+	l := newLab(t)
+	image, body, data := l.remoteImage()
+	fifo := filepath.Join(l.dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := l.command("run", "--no-fill", "-v", fifo+":/fifo", image, "sh", "-c", "read line < /fifo; cat /data")
+	ended := make(chan result, 1)
+	go func() { ended <- finishQuietly(cmd) }()
+	w, err := os.OpenFile(fifo, os.O_WRONLY, 0) // it runs, and has fetched nothing of data yet
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold := fetchtest.NewHold(t, 100)
+	l.reg.Use(fetchtest.OnlyFor(data.Descriptor.Digest, hold.Fault()))
+	fmt.Fprintln(w, "go")
+	w.Close()
+	<-hold.Reached
+	id := l.only()
+	for n := 1; n <= 2; n++ {
+		l.killServer(id, n)
+		<-hold.Reached // the new server was asked again
+	}
+	hold.Release()
+	if r := <-ended; r.code != 0 || r.stdout != body {
+		t.Errorf("exit status %d, %d bytes of %d, stderr %q", r.code, len(r.stdout), len(body), r.stderr)
+	}
 	l.checkNoLeaks(id)
 }

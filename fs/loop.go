@@ -3,7 +3,6 @@ package fs
 import (
 	"fmt"
 	"log/slog"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -56,9 +55,6 @@ const (
 	maxParked = 4
 	// watchTick is how long a request may keep the turn, unless it gives it up; at most twice that.
 	watchTick = 2 * time.Millisecond
-	// schedEvery is how often the hot reader goes through the scheduler. One that never does looks stuck to sysmon, after
-	// 10 ms, which then takes its P away and wakes every 20 µs.
-	schedEvery = 4 * time.Millisecond
 )
 
 func newLoop(fd int, log *slog.Logger, l *latency) *loop {
@@ -109,16 +105,12 @@ func (l *loop) begin(r *request, turn uint64) {
 // read is the life of a reader, which begins hot.
 func (l *loop) read(r *request, turn uint64) {
 	defer l.readers.Done()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	sched := time.Now()
 	for {
 		if errno := l.next(r); errno != 0 {
 			l.end(errno)
 			break
 		}
-		now := time.Now()
-		l.latency.request(now) // before the watch may take the turn
+		l.latency.request(time.Now()) // before the watch may take the turn
 		r.turn.Store(turn + 1)
 		l.turn.Store(turn + 1)
 		l.stir()
@@ -127,10 +119,6 @@ func (l *loop) read(r *request, turn uint64) {
 			turn += 2
 		} else if turn = l.park(r); turn == noTurn {
 			break
-		}
-		if now.Sub(sched) > schedEvery {
-			sched = now
-			runtime.Gosched()
 		}
 	}
 	l.drop(r)

@@ -88,6 +88,7 @@ func (h *heirs) take(s *serverClient) bool {
 	if s == nil {
 		return false
 	}
+	h.server.link.Close()
 	h.server, h.died, h.since = s, s.died, time.Now()
 	h.state.TakeOver++
 	h.noteServer()

@@ -80,6 +80,20 @@ func (l *lab) killServer(id string, nth int) {
 	}
 }
 
+// descriptors returns what the monitor's are.
+func (l *lab) descriptors(id string) (links []string) {
+	l.t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", l.monitor(id).PID))
+	if err != nil || len(fds) == 0 {
+		l.t.Fatalf("descriptors of the monitor: %v, %v", fds, err)
+	}
+	for _, fd := range fds {
+		link, _ := os.Readlink(fd) // it may be closed by now
+		links = append(links, link)
+	}
+	return links
+}
+
 // needResend skips a test on kernels on which requests that are in flight fail.
 func needResend(t *testing.T) {
 	t.Helper()
@@ -115,12 +129,19 @@ func TestServerIsKilledUnderAContainer(t *testing.T) {
 		l.awaitRounds(filepath.Join(ctl, w), 1, ended)
 	}
 	id := l.only()
+	descriptors := 0 // of the monitor, after the first take-over
 	for n := 1; n <= kills; n++ {
 		l.killServer(id, n)
 		l.awaitRounds(filepath.Join(ctl, "a"), 8, ended)
+		if n == 1 {
+			descriptors = len(l.descriptors(id))
+		}
 		if n%(earlyDeaths/2) == 0 {
 			time.Sleep(earlyDeath) // this one does not die early: the next may
 		}
+	}
+	if now := len(l.descriptors(id)); now > descriptors {
+		t.Errorf("the monitor has %d descriptors, and had %d after the first take-over: %q", now, descriptors, l.descriptors(id))
 	}
 	var shown []inspected
 	if err := json.Unmarshal([]byte(l.want("inspect", id)), &shown); err != nil {

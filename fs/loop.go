@@ -126,6 +126,7 @@ func (l *loop) read(r *request, turn uint64) {
 
 // next reads a request into r.
 func (l *loop) next(r *request) syscall.Errno {
+	r.populate()
 	for {
 		n, _, errno := syscall.Syscall(unix.SYS_READ, uintptr(l.fd), uintptr(unsafe.Pointer(&r.in[0])), uintptr(len(r.in)))
 		switch errno {
@@ -193,6 +194,7 @@ func (l *loop) waits(cancel <-chan struct{}) {
 	}
 	l.mu.Unlock()
 	if r != nil {
+		r.giveBack() // its handler does not return before we do
 		l.yield(r)
 	}
 }

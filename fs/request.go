@@ -19,6 +19,7 @@ type request struct {
 	out []byte // mapped; the reply: a fuse.OutHeader, then what the operation returns
 	// large: more than smallBuffer bytes of a buffer were used since the last trim.
 	large bool
+	thin  bool // of in only thinBuffer bytes are in memory for sure
 
 	unique atomic.Uint64 // of the request that is being answered, else 0
 	turn   atomic.Uint64 // what loop.turn was when it came
@@ -35,8 +36,8 @@ const (
 	// headerRoom is room for what comes with the bytes of the largest READ or WRITE. The kernel wants to see it (fs/fuse/dev.c).
 	// With it both buffers begin at a page, also one of 64 KiB.
 	headerRoom = 64 << 10
-	// inPopulated is enough for all requests but large WRITEs, SETXATTRs and BATCH_FORGETs, bytes.
-	inPopulated = 8 << 10
+	// thinBuffer is how much of in stays while nothing is read into it, bytes: enough for all requests but large WRITEs and the like.
+	thinBuffer = 8 << 10
 )
 
 // newRequest maps the buffers: a page of them takes memory only once it was used.
@@ -47,16 +48,31 @@ func newRequest() (*request, error) {
 		return nil, fmt.Errorf("map buffers: %w", err)
 	}
 	unix.Madvise(b, unix.MADV_NOHUGEPAGE) // else the first byte takes 2 MiB; a kernel without huge pages does not know it
-	populate(b[:inPopulated])
-	return &request{in: b[:size:size], out: b[size:], wake: make(chan uint64, 1), cancel: make(chan struct{})}, nil
+	r := &request{in: b[:size:size], out: b[size:], wake: make(chan uint64, 1), cancel: make(chan struct{}), thin: true}
+	r.populate()
+	return r, nil
 }
 
-// populate has pages in place. The kernel copies a request into them when nobody else can have it any more: if it had to make a page
-// then, and we were killed meanwhile, the request would end with EIO instead of waiting for who takes over (fs/fuse/dev.c fuse_dev_do_read).
-func populate(p []byte) {
-	for i := 0; i < len(p); i += os.Getpagesize() {
-		p[i] = 0
+// populate has all pages of in in place, before a request is read into it. The kernel copies a request when nobody else can have it any
+// more: if it had to make a page then, and we were killed meanwhile, the request would end with EIO instead of waiting for who takes over
+// (fs/fuse/dev.c fuse_dev_do_read).
+func (r *request) populate() {
+	if !r.thin {
+		return
 	}
+	r.thin = false
+	for i := 0; i < len(r.in); i += os.Getpagesize() {
+		r.in[i] = 0
+	}
+}
+
+// giveBack gives back memory of in that its request has not used.
+func (r *request) giveBack() {
+	if r.thin || r.n > thinBuffer {
+		return
+	}
+	r.thin = true
+	unix.Madvise(r.in[thinBuffer:], unix.MADV_DONTNEED) // in vain, the memory stays
 }
 
 // smallBuffer is how much of a buffer stays in memory when nothing happens, bytes.
@@ -64,12 +80,12 @@ const smallBuffer = 64 << 10
 
 // trim gives back memory of the buffers. Its reader is parked.
 func (r *request) trim() {
+	r.n = 0
+	r.giveBack()
 	if !r.large {
 		return
 	}
 	r.large = false
-	// In vain, the memory stays.
-	unix.Madvise(r.in[smallBuffer:], unix.MADV_DONTNEED)
 	unix.Madvise(r.out[smallBuffer:], unix.MADV_DONTNEED)
 }
 

@@ -168,6 +168,9 @@ func (m *meta) set(s *unionfs.SetAttr, now unionfs.Time) {
 	if s.Valid&unionfs.SetKillPriv != 0 {
 		m.killPriv()
 	}
+	if s.Valid&unionfs.SetKillSGID != 0 && !m.isDir() {
+		m.mode &^= unix.S_ISGID
+	}
 }
 
 // checkRegular says whether an inode has content that can be changed.

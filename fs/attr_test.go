@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,6 +101,40 @@ func TestChangeWithoutPrivilegeClearsSetID(t *testing.T) {
 					t.Errorf("mode after it is %o", st.Mode)
 				}
 			})
+		})
+	}
+}
+
+// Without group-execute S_ISGID stays with who is in the file's group, by his process or one of its others.
+func TestFallocateClearsSetGIDOfOthersGroups(t *testing.T) {
+	groups, err := unix.Getgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for gid := range 3 {
+		onBothRungs(t, func(t *testing.T, m *testMount, f *fakeFS) {
+			path := m.dir + "/f"
+			if err := withFile(path, unix.O_CREAT|unix.O_WRONLY, write("hello")); err != nil {
+				t.Fatal(err)
+			}
+			owner := []int{1000, 0, 4321}[gid]
+			if err := errors.Join(unix.Chown(path, 5, owner), unix.Chmod(path, 0o6666)); err != nil {
+				t.Fatal(err)
+			}
+			err := unprivileged(func() error {
+				return withFile(path, unix.O_WRONLY, func(fd int) error { return unix.Fallocate(fd, 0, 0, 100) })
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := uint32(0o666)
+			if owner == 1000 || slices.Contains(groups, owner) {
+				want = 0o2666
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil || st.Mode&0o7777 != want {
+				t.Errorf("group %d: mode after it is %o, %v; want %o", owner, st.Mode&0o7777, err, want)
+			}
 		})
 	}
 }

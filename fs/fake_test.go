@@ -134,6 +134,9 @@ func (f *fakeFS) SetAttr(ino unionfs.Ino, s unionfs.SetAttr) (unionfs.Attr, erro
 	if s.Valid&unionfs.SetKillPriv != 0 && !n.isDir() {
 		n.killPriv()
 	}
+	if s.Valid&unionfs.SetKillSGID != 0 && !n.isDir() {
+		a.Mode &^= unix.S_ISGID
+	}
 	if s.Valid&unionfs.SetMode != 0 {
 		a.Mode = a.Mode&^07777 | s.Mode
 	}

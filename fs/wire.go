@@ -151,7 +151,11 @@ func statxTime(t unionfs.Time) fuse.SxTime { return fuse.SxTime{Sec: uint64(t.Se
 // SetAttr implements fuse.RawFileSystem.
 func (w *wire) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	w.count(opSetattr)
-	a, err := w.setAttr(in.NodeId, decodeSetAttr(&in.SetAttrInCommon, time.Now()))
+	set := decodeSetAttr(&in.SetAttrInCommon, time.Now())
+	if in.Valid == 0 && set.Valid != 0 && w.losesGroup(&in.InHeader) {
+		set.Valid |= unionfs.SetKillSGID
+	}
+	a, err := w.setAttr(in.NodeId, set)
 	if err != nil {
 		return w.status(err, "SETATTR", in.NodeId)
 	}
@@ -197,7 +201,7 @@ func decodeSetAttr(in *fuse.SetAttrInCommon, now time.Time) unionfs.SetAttr {
 	}
 	if set.Valid == 0 && in.InHeader.Uid != 0 {
 		// What is left of a change that is only to clear set-id bits, as before FALLOCATE, or only capabilities, which the kernel has
-		// removed by itself (fs/fuse/dir.c fuse_setattr). We know who keeps his set-id bits by the user only.
+		// removed by itself (fs/fuse/dir.c fuse_setattr). We know who keeps his set-id bits by the user only. See losesGroup.
 		set.Valid = unionfs.SetKillPriv
 	}
 	ours := unionfs.Time{Sec: now.Unix(), Nsec: uint32(now.Nanosecond())}

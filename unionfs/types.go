@@ -108,6 +108,7 @@ const (
 	SetMtime
 	SetCtime
 	SetKillPriv // clear set-id bits and security.capability, as the kernel asks with a truncate or a chown
+	SetKillSGID // clear S_ISGID also where it goes without group-execute: by who is not in the file's group
 )
 
 // SetAttr is a change of attributes: those whose bit is in Valid. Times are already resolved (no UTIME_NOW).

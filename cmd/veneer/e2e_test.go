@@ -189,7 +189,7 @@ func (l *lab) checkNoLeaks(ids ...string) {
 	for _, dir := range l.mounts() {
 		l.t.Errorf("left mounted: %s", dir)
 	}
-	l.awaitMonitors()
+	l.awaitEnding()
 	for _, p := range l.processes() {
 		l.t.Errorf("left running: %s", p)
 	}
@@ -203,12 +203,13 @@ func (l *lab) checkNoLeaks(ids ...string) {
 	}
 }
 
-// awaitMonitors waits for those that have said their last word, which ends run, and are about to exit.
-func (l *lab) awaitMonitors() {
+// awaitEnding waits for monitors that have said their last word, which ends run, for servers that nobody needs any more, and whoever else
+// is about to exit.
+func (l *lab) awaitEnding() {
 	for _, p := range l.processes() {
 		pid, _ := strconv.Atoi(p[:strings.IndexByte(p, ' ')])
 		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil || !strings.Contains(p, roleMonitor) {
+		if err != nil || !strings.Contains(p, rolePrefix) {
 			continue
 		}
 		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000) // who runs on is found after this

@@ -36,6 +36,9 @@ type loop struct {
 	latency  *latency
 	// first is told of requests before they count as read, until it returns true; nil mostly. Only the hot reader uses it.
 	first func(h *fuse.InHeader) bool
+	// large: a request may be large, so that buffers are populated before it is read. From the first one on, and from the start in a server
+	// that takes over: that one may be among what is sent again. Only the hot reader uses it.
+	large bool
 
 	turn     atomic.Uint64
 	watching atomic.Bool
@@ -126,11 +129,14 @@ func (l *loop) read(r *request, turn uint64) {
 
 // next reads a request into r.
 func (l *loop) next(r *request) syscall.Errno {
-	r.populate()
+	if l.large {
+		r.populate()
+	}
 	for {
 		n, _, errno := syscall.Syscall(unix.SYS_READ, uintptr(l.fd), uintptr(unsafe.Pointer(&r.in[0])), uintptr(len(r.in)))
 		switch errno {
 		case 0:
+			l.large = l.large || n > thinBuffer
 			if r.begin(int(n)); l.first != nil && r.n >= inHeaderSize && l.first(r.header()) {
 				l.first = nil
 			}

@@ -49,7 +49,6 @@ func newRequest() (*request, error) {
 	}
 	unix.Madvise(b, unix.MADV_NOHUGEPAGE) // else the first byte takes 2 MiB; a kernel without huge pages does not know it
 	r := &request{in: b[:size:size], out: b[size:], wake: make(chan uint64, 1), cancel: make(chan struct{}), thin: true}
-	r.populate()
 	return r, nil
 }
 

@@ -84,6 +84,7 @@ func newServer(fuse *os.File, b Backend, o Options) (*Server, error) {
 	s.loop = newLoop(s.conn.fd, o.Log, newLatency(o.Latency))
 	s.loop.dispatch = (&dispatcher{wire: s.wire, loop: s.loop, flags: s.conn.flags}).handle
 	s.wire.waits = s.loop.waits
+	s.loop.large = o.Resume != nil
 	if o.Resume != nil && !o.Resume.Resends() {
 		s.loop.first = s.conn.failBefore
 	}

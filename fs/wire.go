@@ -11,7 +11,7 @@ import (
 	"github.com/veneerfs/veneer/unionfs"
 )
 
-// wire answers the kernel's requests with calls to the Backend. What is not overridden answers ENOSYS, once: the
+// wire answers the kernel's requests with calls to the Backend. What the dispatcher does not know it answers ENOSYS, once: the
 // kernel then does it by itself (ACCESS, POLL) and does not ask again. Locks are not negotiated, so flock and
 // POSIX locks live in the kernel, shared by all who open the node.
 type wire struct {

@@ -12,7 +12,7 @@ import (
 // xattrListMax is the most that listxattr(2) returns, bytes.
 const xattrListMax = 65536
 
-// GetXAttr implements fuse.RawFileSystem. go-fuse turns ERANGE for an empty dest into the size that was asked for.
+// GetXAttr implements fuse.RawFileSystem. The dispatcher turns ERANGE for an empty dest into the size that was asked for.
 func (w *wire) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	w.count(opGetxattr)
 	value, err := w.b.GetXattr(inoOf(in.NodeId), name)
